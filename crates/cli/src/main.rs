@@ -1,0 +1,3 @@
+//! bulkhead.
+
+fn main() {}

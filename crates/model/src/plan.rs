@@ -1,0 +1,104 @@
+//! Plans: what a sandbox and a container are to be, after OCI spec, annotations and options were resolved.
+//!
+//! Owns the hand-over from `config` to the engine. Never: I/O or defaults.
+
+use crate::{ContainerId, SandboxId, VmPlan, oci};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Where the sandbox's network comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum NetworkPlan {
+    /// The caller's network namespace.
+    Existing {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A namespace of our own, empty but for loopback.
+    New,
+    /// The spec names no network namespace at all.
+    None,
+}
+
+/// Everything that is known about a sandbox before it exists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SandboxPlan {
+    /// Id of the sandbox; equals that of its first container.
+    pub id: SandboxId,
+    /// Guest host name.
+    pub hostname: Option<String>,
+    /// Guest NIS domain name.
+    pub domainname: Option<String>,
+    /// The VM.
+    pub vm: VmPlan,
+    /// Its network.
+    pub network: NetworkPlan,
+    /// `tcfilter`, `macvtap` or `none`.
+    pub network_model: String,
+    /// Size of the guest's shared `/dev/shm` in bytes; 0 means none is asked for (O-06).
+    pub shm_bytes: u64,
+    /// Cgroup path of the spec for the sandbox's host processes (K-03); `None` means no cgroup.
+    pub cgroups_path: Option<String>,
+    /// Whether several containers are expected (a CRI or CRI-O pod sandbox).
+    pub pod: bool,
+    /// Kernel modules to load, each with its parameters (O-15).
+    pub kernel_modules: Vec<String>,
+    /// Apply the spec's seccomp filters in the guest.
+    pub guest_seccomp: bool,
+    /// Annotations of the sandbox's spec.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where a container's root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootfsPlan {
+    /// Absolute directory on the host.
+    pub path: PathBuf,
+    /// Mounted read-only in the guest.
+    pub readonly: bool,
+}
+
+/// Everything that is known about a container before it exists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerPlan {
+    /// Id of the container.
+    pub id: ContainerId,
+    /// The bundle: absolute, symlinks resolved.
+    pub bundle: PathBuf,
+    /// Its root file system.
+    pub rootfs: RootfsPlan,
+    /// The vanilla OCI spec, as read (C-07).
+    pub spec: oci::Spec,
+    /// True for the container that makes the sandbox.
+    pub creates_sandbox: bool,
+    /// Do not use `pivot_root` in the guest (`--no-pivot`).
+    #[serde(default)]
+    pub no_pivot: bool,
+    /// Do not make a new session keyring (`--no-new-keyring`).
+    #[serde(default)]
+    pub no_new_keyring: bool,
+}
+
+impl ContainerPlan {
+    /// Whether the container's own process has a terminal.
+    #[must_use]
+    pub fn terminal(&self) -> bool {
+        self.spec
+            .process()
+            .as_ref()
+            .and_then(|p| p.terminal())
+            .unwrap_or(false)
+    }
+
+    /// The spec's annotations.
+    #[must_use]
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        self.spec
+            .annotations()
+            .as_ref()
+            .map(|all| all.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+            .unwrap_or_default()
+    }
+}

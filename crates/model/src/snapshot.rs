@@ -1,0 +1,91 @@
+//! What readers see of a sandbox: a value the engine publishes after every change.
+
+use crate::{ContainerId, ExecId, ExitStatus, HostProcess, SandboxId, State, stats::SandboxStats};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One process of a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProcessSnapshot {
+    /// Exec id; `None` for the container's own process.
+    pub exec: Option<ExecId>,
+    /// The process standing for it on the host (C-04).
+    pub host: Option<HostProcess>,
+    /// Its pid in the guest.
+    pub guest_pid: Option<i32>,
+    /// Set once it ended.
+    pub exit: Option<ExitStatus>,
+    /// When it was started: nanoseconds since the Unix epoch.
+    pub started_ns: Option<u64>,
+    /// When it ended: nanoseconds since the Unix epoch.
+    pub exited_ns: Option<u64>,
+}
+
+/// One container (C-05).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSnapshot {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its state.
+    pub state: State,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Root file system on the host.
+    pub rootfs: PathBuf,
+    /// When it was created: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Its own process.
+    pub init: ProcessSnapshot,
+    /// Further processes.
+    pub execs: Vec<ProcessSnapshot>,
+}
+
+/// Where a boot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The plan is known, nothing acquired.
+    Planned,
+    /// Host resources are there.
+    Prepared,
+    /// The VM runs, its agent has not reported in.
+    Booted,
+    /// The agent answers.
+    Ready,
+    /// Taken down.
+    Gone,
+}
+
+/// A sandbox and all in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SandboxSnapshot {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its state.
+    pub state: State,
+    /// Where its boot stands.
+    pub phase: Phase,
+    /// Its containers, by id.
+    pub containers: BTreeMap<ContainerId, ContainerSnapshot>,
+    /// Host processes by role: `supervisor`, `vmm`, `fsd`.
+    pub processes: BTreeMap<String, HostProcess>,
+    /// Round trips so far.
+    pub counters: Counters,
+}
+
+/// How much talking a sandbox did; the bench prints these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// QMP commands answered.
+    pub qmp: u64,
+    /// Agent calls answered.
+    pub agent: u64,
+    /// Processes spawned by the supervisor.
+    pub spawned: u64,
+}
+
+/// Statistics asked for over the wire.
+pub type Stats = SandboxStats;

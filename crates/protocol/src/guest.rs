@@ -1,0 +1,245 @@
+//! The guest as the engine sees it: one trait, spoken in model terms.
+//!
+//! Owns: the calls and what they promise. Never: transport details (see `client`).
+//! Implemented by `client::Client` (real) and by the engine's fake. Called by `sandbox`.
+
+use async_trait::async_trait;
+use bulkhead_model::{ContainerId, ExitStatus, ProcessKey};
+use std::os::fd::OwnedFd;
+
+/// Id of one stdio stream on the data port; the host hands them out, starting at 1.
+pub type StreamId = u32;
+
+/// What the agent said of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestHello {
+    /// Version of the wire.
+    pub protocol_version: u32,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// `uname -r` of the guest.
+    pub kernel_release: String,
+    /// Names of optional abilities.
+    pub capabilities: Vec<String>,
+    /// Guest CLOCK_BOOTTIME in nanoseconds when the agent was ready.
+    pub ready_boottime_ns: u64,
+    /// Made once at agent start, kept in guest memory only.
+    pub boot_nonce: String,
+}
+
+/// A mount the agent makes in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GuestStorage {
+    /// See `agent.proto`.
+    pub driver: String,
+    /// Tag, path or PCI path.
+    pub source: String,
+    /// File system type.
+    pub fstype: String,
+    /// Mount options.
+    pub options: Vec<String>,
+    /// Absolute path in the guest.
+    pub mount_point: String,
+}
+
+/// Who the guest is to be.
+#[derive(Debug, Clone, Default)]
+pub struct GuestIdentity {
+    /// Host name; empty leaves it.
+    pub hostname: String,
+    /// NIS domain name; empty leaves it.
+    pub domainname: String,
+    /// Wall clock in nanoseconds since the Unix epoch; 0 leaves it.
+    pub time_ns: u64,
+    /// Seed for the entropy pool.
+    pub entropy: Vec<u8>,
+    /// Mounts of the whole sandbox.
+    pub storages: Vec<GuestStorage>,
+    /// Modules to load, each `name parameter…`.
+    pub kernel_modules: Vec<String>,
+    /// Shared `/dev/shm` in bytes, 0 for none.
+    pub shm_bytes: u64,
+    /// More agent output.
+    pub debug: bool,
+}
+
+/// Streams of a process; 0 means not connected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GuestStdio {
+    /// Host to guest.
+    pub stdin: StreamId,
+    /// Guest to host.
+    pub stdout: StreamId,
+    /// Guest to host; 0 with a terminal.
+    pub stderr: StreamId,
+    /// The process gets a terminal.
+    pub terminal: bool,
+    /// Initial width in characters, 0 unset.
+    pub columns: u16,
+    /// Initial height in characters, 0 unset.
+    pub rows: u16,
+}
+
+/// A container to be made.
+#[derive(Debug, Clone)]
+pub struct GuestContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// The patched OCI spec as JSON (C-07).
+    pub spec: Vec<u8>,
+    /// Its root directory in the guest.
+    pub rootfs: String,
+    /// Its own mounts.
+    pub storages: Vec<GuestStorage>,
+    /// Its streams.
+    pub stdio: GuestStdio,
+    /// `MS_MOVE` in place of `pivot_root`.
+    pub no_pivot: bool,
+    /// Keep the session keyring.
+    pub no_new_keyring: bool,
+    /// Apply the spec's seccomp filter.
+    pub seccomp: bool,
+    /// Pipe capacity in bytes, 0 for the default.
+    pub pipe_bytes: u32,
+}
+
+/// One process inside the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GuestProcess {
+    /// Pid in the guest.
+    pub pid: i32,
+    /// Parent's pid.
+    pub ppid: i32,
+    /// User id.
+    pub uid: u32,
+    /// User name as the container knows it, or the number.
+    pub user: String,
+    /// Exec id if it was started by an exec.
+    pub exec: Option<String>,
+    /// Command line.
+    pub command: String,
+    /// CPU seconds used.
+    pub cpu_s: u64,
+    /// Start: seconds since the Unix epoch.
+    pub started_s: u64,
+    /// Terminal or `?`.
+    pub tty: String,
+    /// State letter.
+    pub state: String,
+}
+
+/// Something that happened in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// A log line of the agent.
+    Log {
+        /// `error`, `warn`, `info`, `debug`.
+        level: String,
+        /// One line.
+        message: String,
+        /// Nanoseconds since the Unix epoch, guest clock.
+        time_ns: u64,
+    },
+    /// A process of the container was killed for want of memory.
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
+}
+
+/// Why a guest call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GuestError {
+    /// The agent refused or failed.
+    #[error("{message}")]
+    Refused {
+        /// Its class.
+        kind: bulkhead_model::FailureKind,
+        /// One line from the agent.
+        message: String,
+    },
+    /// No answer within the deadline.
+    #[error("the agent did not answer {call} within {seconds} s")]
+    Deadline {
+        /// Which call.
+        call: &'static str,
+        /// The deadline in seconds.
+        seconds: u64,
+    },
+    /// The connection ended.
+    #[error("the connection to the agent ended during {call}")]
+    Gone {
+        /// Which call.
+        call: &'static str,
+    },
+    /// The guest speaks something else.
+    #[error("the agent broke the protocol: {what}")]
+    Protocol {
+        /// What was wrong.
+        what: String,
+    },
+    /// A host-side stream could not be served.
+    #[error("stdio stream {stream}")]
+    Stream {
+        /// Which.
+        stream: StreamId,
+        /// Why.
+        #[source]
+        source: std::sync::Arc<std::io::Error>,
+    },
+}
+
+/// The agent of one sandbox. Every call has a deadline of its own (except `wait` and `next_events`)
+/// and ends early with [`GuestError::Gone`] when the connection does.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// What the agent said when it came up.
+    fn hello(&self) -> &GuestHello;
+    /// Calls answered so far.
+    fn calls(&self) -> u64;
+    /// Gives the guest its identity and shared mounts.
+    async fn configure(&self, identity: GuestIdentity) -> Result<(), GuestError>;
+    /// Makes a container; returns its guest pid.
+    async fn create_container(&self, container: GuestContainer) -> Result<i32, GuestError>;
+    /// Lets its process run.
+    async fn start_container(&self, id: &ContainerId) -> Result<(), GuestError>;
+    /// Kills the rest and forgets it. Unknown is success.
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), GuestError>;
+    /// Starts a further process; `process` is OCI JSON. Returns its guest pid.
+    async fn exec(&self, key: &ProcessKey, process: Vec<u8>, stdio: GuestStdio) -> Result<i32, GuestError>;
+    /// Sends a signal, to every process of the container if `all`. "No such process" is success (C-17).
+    async fn signal(&self, key: &ProcessKey, signal: i32, all: bool) -> Result<(), GuestError>;
+    /// Waits for the end of a process and until all its output has reached the sinks. No deadline.
+    /// The bool tells whether the kernel killed something of it for want of memory.
+    async fn wait(&self, key: &ProcessKey, stdio: GuestStdio) -> Result<(ExitStatus, bool), GuestError>;
+    /// Lets the agent forget an exec.
+    async fn forget(&self, key: &ProcessKey) -> Result<(), GuestError>;
+    /// Sets the window size.
+    async fn resize(&self, key: &ProcessKey, columns: u16, rows: u16) -> Result<(), GuestError>;
+    /// The processes of a container.
+    async fn processes(&self, id: &ContainerId) -> Result<Vec<GuestProcess>, GuestError>;
+    /// Freezes it.
+    async fn pause(&self, id: &ContainerId) -> Result<(), GuestError>;
+    /// Thaws it.
+    async fn resume(&self, id: &ContainerId) -> Result<(), GuestError>;
+    /// Applies OCI LinuxResources (JSON).
+    async fn update(&self, id: &ContainerId, resources: Vec<u8>) -> Result<(), GuestError>;
+    /// Its statistics.
+    async fn stats(&self, id: &ContainerId) -> Result<bulkhead_model::stats::ContainerStats, GuestError>;
+    /// Brings CPUs (exactly `cpus`, 0 leaves them) and memory online; returns CPUs and memory bytes there are.
+    async fn online(&self, cpus: u32, memory: bool) -> Result<(u32, u64), GuestError>;
+    /// Waits for events after sequence number `after`. No deadline.
+    async fn next_events(&self, after: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError>;
+    /// Flushes file systems.
+    async fn sync(&self) -> Result<(), GuestError>;
+
+    /// Copies what the guest sends on `stream` to `sink` until it ends; the sink is closed then.
+    /// A sink that is gone (EPIPE) closes the guest's side.
+    fn connect_output(&self, stream: StreamId, sink: OwnedFd) -> Result<(), GuestError>;
+    /// Copies `source` to the guest until its end of file, which is passed on.
+    fn connect_input(&self, stream: StreamId, source: OwnedFd) -> Result<(), GuestError>;
+    /// Ends an input stream as if its source had ended.
+    fn close_input(&self, stream: StreamId);
+    /// Resolves when `stream` has ended in either direction.
+    async fn stream_ended(&self, stream: StreamId);
+}

@@ -1,0 +1,8 @@
+//! The engine: everything a sandbox is and does.
+//!
+//! Owns: lifecycle, containers, processes, storage, journal, undo. Never builds a VMM argument or QMP
+//! message, never parses TOML or OCI. Called by `shim`.
+
+pub mod command;
+
+pub use command::{Command, Notice, Reply, StdioSet};

@@ -1,0 +1,7 @@
+//! The supervisor process and its socket; the containerd services.
+//!
+//! Owns: translating calls into `sandbox::Command`. Never: business logic. Called by `cli`.
+
+pub mod client;
+
+pub use client::{Client, Message};

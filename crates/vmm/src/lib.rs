@@ -1,0 +1,8 @@
+//! Virtual machine monitors: a small mandatory trait with optional facets, a QEMU driver, a fake.
+//!
+//! Owns: VMM arguments and QMP. Never knows OCI, containers or TOML. Called by `sandbox` and, for the
+//! probe, by `cli`.
+
+pub mod machine;
+
+pub use machine::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};

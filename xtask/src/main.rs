@@ -1,0 +1,3 @@
+//! Build, set-up, test and bench commands of the workspace.
+
+fn main() {}
