@@ -4,5 +4,9 @@
 //! message, never parses TOML or OCI. Called by `shim`.
 
 pub mod command;
+pub mod layout;
+pub mod map;
 
 pub use command::{Command, Notice, Reply, StdioSet};
+pub use layout::{Layout, SandboxPaths};
+pub use map::ContainerMap;

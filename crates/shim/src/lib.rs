@@ -3,5 +3,7 @@
 //! Owns: translating calls into `sandbox::Command`. Never: business logic. Called by `cli`.
 
 pub mod client;
+pub mod launch;
 
+pub use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths};
 pub use client::{Client, Message};

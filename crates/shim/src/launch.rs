@@ -1,0 +1,172 @@
+//! Starting and finding supervisors.
+//!
+//! ```text
+//!  create ──► supervisor() ──► `bulkhead supervisor` (daemonised) ──► ready line ──► Client
+//!  verb   ──► connect() ──► socket answers ──► Client
+//!                       └─► nobody there ──► lock free? ──► `bulkhead supervisor --recover` ──► Client
+//! ```
+//!
+//! Owns: the start protocol (one JSON line on the child's standard output). Never: the sandbox itself.
+//! Called by `cli`.
+
+use crate::client::Client;
+use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
+use bulkhead_sandbox::{Layout, SandboxPaths};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::{ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a supervisor may take until its socket listens.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a starting supervisor says on its standard output, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ready {
+    /// The socket listens.
+    Listening,
+    /// It could not start.
+    Failed(Failure),
+}
+
+/// Makes the state directory of a new sandbox, starts its supervisor and connects. The boot goes on
+/// while the caller continues. On failure nothing is left.
+///
+/// # Errors
+/// `AlreadyExists` when the id is in use, otherwise what the supervisor said.
+pub fn supervisor(layout: &Layout, plan: &SandboxPlan) -> Result<Client, Failure> {
+    let paths = layout.sandbox(&plan.id);
+    make_dir(&layout.sandboxes(), true)?;
+    match std::fs::DirBuilder::new().mode(0o700).create(&paths.dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Failure::new(
+                FailureKind::AlreadyExists,
+                format!("container with id {} already in use", plan.id),
+            ));
+        }
+        Err(e) => return Err(io_failure("creating", &paths.dir, &e)),
+    }
+    let started = write_plan(&paths, plan).and_then(|()| spawn(layout, &plan.id, false));
+    if started.is_err() {
+        // A supervisor that failed has undone what it acquired; the directory is ours to remove.
+        let _ = std::fs::remove_dir_all(&paths.dir);
+    }
+    started?;
+    Client::connect(&paths.control_socket())
+        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+}
+
+/// Connects to the supervisor of a known sandbox; a dead one is replaced by a fresh one that recovers
+/// what is left.
+///
+/// # Errors
+/// `NotFound` when there is no such sandbox.
+pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
+    let paths = layout.sandbox(id);
+    if !paths.dir.is_dir() {
+        return Err(Failure::new(
+            FailureKind::NotFound,
+            format!("container {id} does not exist"),
+        ));
+    }
+    if let Ok(client) = Client::connect(&paths.control_socket()) {
+        return Ok(client);
+    }
+    spawn(layout, id, true)?;
+    Client::connect(&paths.control_socket())
+        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+}
+
+fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
+    let json = serde_json::to_vec(plan).map_err(|e| {
+        Failure::new(
+            FailureKind::Internal,
+            format!("encoding the plan of {}: {e}", plan.id),
+        )
+    })?;
+    std::fs::write(paths.plan(), json).map_err(|e| io_failure("writing", &paths.plan(), &e))
+}
+
+fn spawn(layout: &Layout, id: &SandboxId, recover: bool) -> Result<(), Failure> {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command
+        .arg("supervisor")
+        .arg("--root")
+        .arg(layout.root())
+        .arg("--sandbox")
+        .arg(id.as_str());
+    if recover {
+        command.arg("--recover");
+    }
+    command.env("BULKHEAD_SANDBOX", layout.sandbox(id).marker);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command
+        .spawn()
+        .map_err(|e| io_failure("starting", Path::new("/proc/self/exe"), &e))?;
+    let stdout = child.stdout.take();
+    // The child only forks the daemon and exits.
+    let _ = child.wait();
+    let line = stdout.map_or(Ok(Vec::new()), |out| read_line(out, START_DEADLINE))?;
+    match serde_json::from_slice(&line) {
+        Ok(Ready::Listening) => Ok(()),
+        Ok(Ready::Failed(failure)) => Err(failure),
+        Err(_) => Err(Failure::new(
+            FailureKind::Unavailable,
+            format!("the supervisor of {id} ended before its socket was there"),
+        )),
+    }
+}
+
+/// Reads until end of file or newline, at most until `deadline` from now.
+fn read_line(mut from: ChildStdout, deadline: Duration) -> Result<Vec<u8>, Failure> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let end = Instant::now() + deadline;
+    let mut line = Vec::new();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                return Err(Failure::new(
+                    FailureKind::DeadlineExceeded,
+                    format!("the supervisor did not listen within {} s", deadline.as_secs()),
+                ));
+            }
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(e) => return Err(io_failure("waiting for", Path::new("the supervisor"), &e.into())),
+        }
+        let mut chunk = [0; 4096];
+        let count = from
+            .read(&mut chunk)
+            .map_err(|e| io_failure("reading from", Path::new("the supervisor"), &e))?;
+        line.extend_from_slice(&chunk[..count]);
+        if count == 0 || line.ends_with(b"\n") {
+            return Ok(line);
+        }
+    }
+}
+
+fn make_dir(path: &Path, recursive: bool) -> Result<(), Failure> {
+    std::fs::DirBuilder::new()
+        .recursive(recursive)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| io_failure("creating", path, &e))
+}
+
+fn io_failure(action: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(
+        FailureKind::Internal,
+        format!("{action} {}: {error}", path.display()),
+    )
+}
