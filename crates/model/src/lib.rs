@@ -14,7 +14,7 @@ pub mod vm;
 
 pub use failure::{Failure, FailureKind};
 pub use id::{ContainerId, ExecId, SandboxId};
-pub use plan::{ContainerPlan, NetworkPlan, RootfsPlan, SandboxPlan};
+pub use plan::{ContainerKind, ContainerPlan, NetworkPlan, RootfsPlan, SandboxPlan, Share};
 pub use process::{ExitStatus, HostProcess, ProcessKey};
 pub use snapshot::{ContainerSnapshot, ProcessSnapshot, SandboxSnapshot};
 pub use state::{IllegalMove, State};

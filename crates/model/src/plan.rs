@@ -2,10 +2,34 @@
 //!
 //! Owns the hand-over from `config` to the engine. Never: I/O or defaults.
 
+mod agent;
+mod command;
+mod device;
+mod factory;
+mod kind;
+mod monitor;
+mod mount;
+mod share;
+
+pub use agent::AgentPlan;
+pub use command::{CommandPlan, EnvVar};
+pub use device::{DeviceKind, DevicePlan};
+pub use factory::FactoryPlan;
+pub use kind::ContainerKind;
+pub use monitor::NetworkMonitor;
+pub use mount::MountPlan;
+pub use share::Share;
+
 use crate::{ContainerId, SandboxId, VmPlan, oci};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// Key under which a container's kind is recorded (O-20).
+pub const CONTAINER_TYPE_ANNOTATION: &str = "io.katacontainers.pkg.oci.container_type";
+
+/// Key under which a container's bundle is recorded (O-02).
+pub const BUNDLE_PATH_ANNOTATION: &str = "io.katacontainers.pkg.oci.bundle_path";
 
 /// Where the sandbox's network comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +42,7 @@ pub enum NetworkPlan {
     },
     /// A namespace of our own, empty but for loopback.
     New,
-    /// The spec names no network namespace at all.
+    /// The spec names no network namespace at all, or `disable_new_netns` is set and it names no path.
     None,
 }
 
@@ -49,6 +73,33 @@ pub struct SandboxPlan {
     pub guest_seccomp: bool,
     /// Annotations of the sandbox's spec.
     pub annotations: BTreeMap<String, String>,
+    /// What was recorded about the sandbox beside the spec's annotations: its bundle (O-02).
+    #[serde(default)]
+    pub recorded: BTreeMap<String, String>,
+    /// Watching of the network namespace (O-05).
+    #[serde(default)]
+    pub network_monitor: NetworkMonitor,
+    /// Host processes only in the sandbox's cgroup, none beside it (O-14).
+    #[serde(default)]
+    pub sandbox_cgroup_only: bool,
+    /// `cgroups_path` is a systemd `slice:prefix:name` (`--systemd-cgroup`).
+    #[serde(default)]
+    pub systemd_cgroup: bool,
+    /// Experimental features that are switched on (O-14).
+    #[serde(default)]
+    pub experimental: Vec<String>,
+    /// The guest agent.
+    #[serde(default)]
+    pub agent: AgentPlan,
+    /// Templates and waiting VMs (O-21).
+    #[serde(default)]
+    pub factory: FactoryPlan,
+    /// More log output of the supervisor (O-22).
+    #[serde(default)]
+    pub debug: bool,
+    /// Record trace spans of the supervisor (O-22).
+    #[serde(default)]
+    pub trace: bool,
 }
 
 /// Where a container's root file system comes from.
@@ -79,6 +130,27 @@ pub struct ContainerPlan {
     /// Do not make a new session keyring (`--no-new-keyring`).
     #[serde(default)]
     pub no_new_keyring: bool,
+    /// Whether it makes the sandbox or joins one (O-01).
+    #[serde(default)]
+    pub kind: ContainerKind,
+    /// What it runs (O-02).
+    #[serde(default)]
+    pub command: CommandPlan,
+    /// Its mounts, in order (O-04).
+    #[serde(default)]
+    pub mounts: Vec<MountPlan>,
+    /// Its devices (O-04).
+    #[serde(default)]
+    pub devices: Vec<DevicePlan>,
+    /// What it adds to the size of the VM (C-24).
+    #[serde(default)]
+    pub share: Share,
+    /// Memory resources of container-resource annotations are in here (C-08); otherwise as in the spec.
+    #[serde(default)]
+    pub resources: oci::LinuxResources,
+    /// What was recorded about it beside the spec's annotations: kind and bundle (O-02, O-20).
+    #[serde(default)]
+    pub recorded: BTreeMap<String, String>,
 }
 
 impl ContainerPlan {

@@ -2,6 +2,12 @@
 //!
 //! Owns sizes, assets and device choices after all configuration was resolved. Never: a VMM argument.
 
+mod asset;
+mod block;
+
+pub use asset::AssetHash;
+pub use block::{BlockCache, BlockPlan};
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -95,4 +101,31 @@ pub struct VmPlan {
     pub boot_timeout_s: u32,
     /// More output from guest kernel and agent.
     pub debug: bool,
+    /// vCPUs of a sandbox without containers; a container's share comes on top (C-24).
+    #[serde(default)]
+    pub base_vcpus: u32,
+    /// Memory in MiB of a sandbox without containers; a container's share comes on top (C-24).
+    #[serde(default)]
+    pub base_memory_mib: u32,
+    /// Digests to verify before the first use of each file (O-16).
+    #[serde(default)]
+    pub asset_hashes: Vec<AssetHash>,
+    /// Firmware in place of the VMM's own.
+    #[serde(default)]
+    pub firmware: Option<PathBuf>,
+    /// Disks.
+    #[serde(default)]
+    pub block: BlockPlan,
+    /// An IOMMU in the guest.
+    #[serde(default)]
+    pub iommu: bool,
+    /// Devices use the guest's IOMMU.
+    #[serde(default)]
+    pub iommu_platform: bool,
+    /// Network cards never use the host kernel's vhost-net.
+    #[serde(default)]
+    pub disable_vhost_net: bool,
+    /// VFIO devices are plugged into the root bus rather than a bridge.
+    #[serde(default)]
+    pub vfio_on_root_bus: bool,
 }

@@ -1,0 +1,18 @@
+//! How VMs are kept ready before they are wanted (O-21). Made by `config`, read by the supervisor.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Settings of templates and the cache of booted VMs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FactoryPlan {
+    /// Start from a template.
+    pub template: bool,
+    /// Directory of templates.
+    pub template_path: PathBuf,
+    /// Booted VMs kept waiting, 0 for none.
+    pub vm_cache_number: u32,
+    /// Socket of the server that keeps them.
+    pub vm_cache_endpoint: PathBuf,
+}
