@@ -3,7 +3,13 @@
 //! Owns: `proto/agent.proto`, frames, the channel with its handshake, the client. Never a second copy
 //! of generated types. Called by `sandbox` (host end) and `agent` (guest end).
 
+pub mod api;
 pub mod guest;
+pub mod guest_end;
+pub mod refusal;
+
+/// Version of the wire; both ends must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
 
 pub use guest::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestHello, GuestIdentity, GuestProcess, GuestStdio,

@@ -1,0 +1,14 @@
+//! The guest's end of both ports: what `bulkhead-agent` builds on.
+//!
+//! ```text
+//!            control port ── frames ── ttrpc server ── the agent's service
+//!  host ═══╡                    one thread
+//!            data port ───── frames ── stdio streams ── pipes and terminals of processes
+//! ```
+//!
+//! Owns: the two devices, the hello to each new host connection, the streams' unacknowledged bytes.
+//! Never: knows what a container is. Called by `agent`.
+
+mod endpoint;
+
+pub use endpoint::{Endpoint, EndpointError};
