@@ -16,6 +16,12 @@ pub struct ProcessSnapshot {
     pub guest_pid: Option<i32>,
     /// Set once it ended.
     pub exit: Option<ExitStatus>,
+    /// Set once all of its output reached the sinks.
+    #[serde(default)]
+    pub delivered: bool,
+    /// Stream ids of stdin, stdout and stderr; 0 means not connected.
+    #[serde(default)]
+    pub stdio: (u32, u32, u32),
     /// When it was started: nanoseconds since the Unix epoch.
     pub started_ns: Option<u64>,
     /// When it ended: nanoseconds since the Unix epoch.

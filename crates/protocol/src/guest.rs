@@ -103,6 +103,19 @@ pub struct GuestContainer {
     pub pipe_bytes: u32,
 }
 
+/// How a process in the guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestExit {
+    /// Its status.
+    pub status: ExitStatus,
+    /// The kernel killed something of it for want of memory.
+    pub out_of_memory: bool,
+    /// Bytes written to standard output until the end.
+    pub stdout_offset: u64,
+    /// Bytes written to standard error until the end.
+    pub stderr_offset: u64,
+}
+
 /// One process inside the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GuestProcess {
@@ -209,9 +222,13 @@ pub trait Guest: Send + Sync {
     async fn exec(&self, key: &ProcessKey, process: Vec<u8>, stdio: GuestStdio) -> Result<i32, GuestError>;
     /// Sends a signal, to every process of the container if `all`. "No such process" is success (C-17).
     async fn signal(&self, key: &ProcessKey, signal: i32, all: bool) -> Result<(), GuestError>;
-    /// Waits for the end of a process and until all its output has reached the sinks. No deadline.
-    /// The bool tells whether the kernel killed something of it for want of memory.
-    async fn wait(&self, key: &ProcessKey, stdio: GuestStdio) -> Result<(ExitStatus, bool), GuestError>;
+    /// Waits for the end of a process; its output may still be on its way (see [`Self::delivered`]).
+    /// No deadline.
+    async fn wait(&self, key: &ProcessKey) -> Result<GuestExit, GuestError>;
+    /// Waits until everything up to `offset` of an output stream has reached its sink, or the stream has
+    /// ended, or its sink is gone. No deadline; ends with `Gone` when the connection does. Stream 0 is
+    /// delivered at once.
+    async fn delivered(&self, stream: StreamId, offset: u64) -> Result<(), GuestError>;
     /// Lets the agent forget an exec.
     async fn forget(&self, key: &ProcessKey) -> Result<(), GuestError>;
     /// Sets the window size.

@@ -4,6 +4,8 @@
 //! of generated types. Called by `sandbox` (host end) and `agent` (guest end).
 
 pub mod api;
+pub mod decoder;
+pub mod frame;
 pub mod guest;
 pub mod guest_end;
 pub mod refusal;
@@ -12,6 +14,6 @@ pub mod refusal;
 pub const PROTOCOL_VERSION: u32 = 1;
 
 pub use guest::{
-    Guest, GuestContainer, GuestError, GuestEvent, GuestHello, GuestIdentity, GuestProcess, GuestStdio,
-    GuestStorage, StreamId,
+    Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
+    GuestStdio, GuestStorage, StreamId,
 };

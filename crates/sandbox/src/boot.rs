@@ -1,0 +1,281 @@
+//! The boot of a sandbox as a chain of values; each step consumes the last.
+//!
+//! ```text
+//!  Planned ──prepare──► Prepared ──launch──► Booted ──meet──► Ready
+//!     │                    │                   │
+//!     └──── failure: the caller runs the journal backwards, every entry ────┘
+//! ```
+//! No flag says "are we booted": the type does. Every acquisition is in the journal first, so that the undo
+//! list and a process with no memory do the same thing.
+//!
+//! Owns: the order of a start. Never: containers. Called by the engine.
+
+use crate::error::SandboxError;
+use crate::journal::{Journal, Resource};
+use crate::layout::SandboxPaths;
+use crate::platform::{Daemon, FsdLaunch, Platform, SocketPair};
+use bulkhead_model::SandboxPlan;
+use bulkhead_model::vm::SharedFs;
+use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
+use bulkhead_vmm::{DeviceRequest, Launch, Vm, VmExit, Vmm, VmmError};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where the guest mounts the share (C-36's "guest share").
+pub const GUEST_SHARE: &str = "/run/bulkhead/share";
+/// Mount tag of the share.
+pub const SHARE_TAG: &str = "bulkhead";
+/// Device id of the share.
+pub const SHARE_DEVICE: &str = "fs0";
+
+/// What every step needs.
+#[derive(Clone, Copy)]
+pub struct Yard<'a> {
+    /// The plan.
+    pub plan: &'a SandboxPlan,
+    /// Where things lie.
+    pub paths: &'a SandboxPaths,
+    /// The host.
+    pub platform: &'a dyn Platform,
+    /// The VMM driver.
+    pub vmm: &'a dyn Vmm,
+}
+
+/// Sockets and directories are there; nothing runs.
+pub struct Prepared {
+    qmp: SocketPair,
+    control: SocketPair,
+    data: SocketPair,
+    console: SocketPair,
+    fs: Option<OwnedFd>,
+    cgroup_procs: Vec<PathBuf>,
+    netns: Option<OwnedFd>,
+}
+
+/// The VM runs; its agent has not reported in.
+pub struct Booted {
+    vm: Arc<dyn Vm>,
+    fsd: Option<Arc<dyn Daemon>>,
+    control: OwnedFd,
+    data: OwnedFd,
+}
+
+/// The agent answers and knows who it is.
+pub struct Ready {
+    /// The VM.
+    pub vm: Arc<dyn Vm>,
+    /// The shared-filesystem daemon, if files are shared.
+    pub fsd: Option<Arc<dyn Daemon>>,
+    /// The agent.
+    pub guest: Arc<dyn Guest>,
+}
+
+fn step<T>(yard: &Yard<'_>, step: &'static str, result: Result<T, SandboxError>) -> Result<T, SandboxError> {
+    result.map_err(|source| SandboxError::Boot {
+        id: yard.plan.id.clone(),
+        step,
+        source: Box::new(source),
+        console: yard.platform.console_tail(),
+    })
+}
+
+fn hold(
+    journal: &mut Journal,
+    paths: &SandboxPaths,
+    resource: Resource,
+) -> Result<crate::journal::Entry, SandboxError> {
+    journal.intend(resource).map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))
+}
+
+/// Runs the whole chain.
+///
+/// # Errors
+/// [`SandboxError::Boot`] naming the step; what was acquired is in the journal.
+pub async fn boot(yard: Yard<'_>, journal: &mut Journal) -> Result<Ready, SandboxError> {
+    let prepared = step(&yard, "preparing the host", prepare(&yard, journal))?;
+    let booted = step(&yard, "starting the VM", launch(&yard, journal, prepared).await)?;
+    step(&yard, "booting the guest", meet(&yard, booted).await)
+}
+
+/// Planned → Prepared: directories, cgroups, listening sockets, the share.
+fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxError> {
+    let Yard { plan, paths, platform, .. } = *yard;
+    let netns = platform.open_netns(plan).map_err(|source| SandboxError::Host {
+        step: "opening the network namespace",
+        path: None,
+        source,
+    })?;
+    let cgroup_procs = prepare_cgroup(yard, journal)?;
+    let listen = |name: &str| {
+        let path = paths.vm_socket(name);
+        platform.listen(&path).map_err(|e| SandboxError::host("listening on", path, e))
+    };
+    let [qmp, control, data, console] =
+        [listen("qmp")?, listen("control")?, listen("data")?, listen("console")?];
+    let fs = match plan.vm.shared_fs {
+        SharedFs::None => None,
+        SharedFs::VirtioFs { .. } | SharedFs::Virtio9p { .. } => {
+            let share = paths.share();
+            platform.make_dir(&share).map_err(|e| SandboxError::host("creating", &share, e))?;
+            let namespace = platform
+                .mount_namespace()
+                .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
+            hold(journal, paths, Resource::Mount { path: share.clone(), namespace, container: None })?;
+            platform.share_root(&share).map_err(|e| SandboxError::host("sharing", &share, e))?;
+            // The VMM is the one who connects to the daemon.
+            Some(listen("fs")?.listener)
+        }
+    };
+    Ok(Prepared { qmp, control, data, console, fs, cgroup_procs, netns })
+}
+
+fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>, SandboxError> {
+    let Yard { plan, paths, platform, .. } = *yard;
+    let fail = |source| SandboxError::Host { step: "preparing the cgroup", path: None, source };
+    let wanted = platform.plan_cgroup(plan).map_err(fail)?;
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    hold(journal, paths, Resource::Cgroup { paths: wanted.clone() })?;
+    let made = platform.make_cgroup(plan, &wanted).map_err(fail)?;
+    for warning in &made.warnings {
+        tracing::warn!(%warning, "the host refused a cgroup setting");
+    }
+    Ok(made.procs)
+}
+
+/// Prepared → Booted: the daemon and the VMM run, the share is plugged, the CPUs are let go.
+async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Result<Booted, SandboxError> {
+    let Yard { plan, paths, platform, vmm } = *yard;
+    let pipe = |source: &'static str| {
+        platform
+            .log_pipe(source)
+            .map_err(|e| SandboxError::Host { step: "opening a log pipe", path: None, source: e })
+    };
+    let fsd = match ready.fs {
+        None => None,
+        Some(listener) => {
+            let entry = hold(journal, paths, Resource::Process { role: "fsd".into(), process: None })?;
+            let daemon = platform
+                .spawn_fsd(FsdLaunch {
+                    listener,
+                    share: paths.share(),
+                    shared_fs: plan.vm.shared_fs.clone(),
+                    marker: paths.marker.clone(),
+                    cgroup_procs: ready.cgroup_procs.clone(),
+                    stderr: pipe("fsd")?,
+                })
+                .await
+                .map_err(|source| SandboxError::Host {
+                    step: "starting the shared-filesystem daemon",
+                    path: None,
+                    source,
+                })?;
+            journal
+                .fill(entry, Resource::Process { role: "fsd".into(), process: Some(daemon.process()) })
+                .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
+            Some(Arc::from(daemon))
+        }
+    };
+    let entry = hold(journal, paths, Resource::Process { role: "vmm".into(), process: None })?;
+    platform
+        .follow_console(ready.console.client)
+        .map_err(|source| SandboxError::Host { step: "following the console", path: None, source })?;
+    let vm: Arc<dyn Vm> = Arc::from(
+        vmm.launch(Launch {
+            plan: plan.vm.clone(),
+            accelerator: platform.accelerator(),
+            qmp_listener: ready.qmp.listener,
+            qmp: ready.qmp.client,
+            control_listener: ready.control.listener,
+            data_listener: ready.data.listener,
+            console_listener: ready.console.listener,
+            stderr: pipe("vmm")?,
+            marker: paths.marker.clone(),
+            cgroup_procs: ready.cgroup_procs,
+            netns: ready.netns,
+        })
+        .await?,
+    );
+    journal
+        .fill(entry, Resource::Process { role: "vmm".into(), process: Some(vm.process()) })
+        .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
+    if fsd.is_some() {
+        let cache_size_mib = match plan.vm.shared_fs {
+            SharedFs::VirtioFs { cache_size_mib, .. } => cache_size_mib,
+            SharedFs::Virtio9p { .. } | SharedFs::None => 0,
+        };
+        let hotplug = vm.hotplug().ok_or_else(|| VmmError::Unsupported {
+            option: "shared_fs",
+            value: "virtio-fs".into(),
+            expected: "a VMM that can plug devices",
+        })?;
+        let request = DeviceRequest::SharedFs {
+            id: SHARE_DEVICE.into(),
+            tag: SHARE_TAG.into(),
+            socket: paths.vm_socket("fs"),
+            cache_size_mib,
+        };
+        hotplug.plug(request, Vec::new()).await?;
+    }
+    vm.resume().await?;
+    Ok(Booted { vm, fsd, control: ready.control.client, data: ready.data.client })
+}
+
+/// Booted → Ready: the agent's hello, then its identity. Ends with the VM or the deadline.
+async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
+    let Yard { plan, paths, platform, .. } = *yard;
+    let Booted { vm, fsd, control, data } = booted;
+    let deadline = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
+    let offsets = paths.offsets();
+    let hello = platform.connect_guest(control, data, &offsets, deadline);
+    let guest = tokio::select! {
+        guest = hello => guest?,
+        exit = vm.exited() => return Err(ended("waiting for the agent", exit)),
+    };
+    let configure = guest.configure(identity(yard)?);
+    tokio::select! {
+        done = configure => done?,
+        exit = vm.exited() => return Err(ended("configuring the guest", exit)),
+    }
+    Ok(Ready { vm, fsd, guest })
+}
+
+/// A VM that ended while it was needed.
+#[must_use]
+pub fn ended(step: &'static str, exit: VmExit) -> SandboxError {
+    VmmError::Ended { step, exit, stderr: String::new() }.into()
+}
+
+fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
+    let Yard { plan, platform, .. } = *yard;
+    let storages = match &plan.vm.shared_fs {
+        SharedFs::None => Vec::new(),
+        SharedFs::VirtioFs { .. } => vec![GuestStorage {
+            driver: "virtiofs".into(),
+            source: SHARE_TAG.into(),
+            fstype: "virtiofs".into(),
+            options: Vec::new(),
+            mount_point: GUEST_SHARE.into(),
+        }],
+        SharedFs::Virtio9p { msize } => vec![GuestStorage {
+            driver: "9p".into(),
+            source: SHARE_TAG.into(),
+            fstype: "9p".into(),
+            options: vec!["trans=virtio".into(), "version=9p2000.L".into(), format!("msize={msize}")],
+            mount_point: GUEST_SHARE.into(),
+        }],
+    };
+    Ok(GuestIdentity {
+        hostname: plan.hostname.clone().unwrap_or_default(),
+        domainname: plan.domainname.clone().unwrap_or_default(),
+        time_ns: platform.now_ns(),
+        entropy: platform.entropy().map_err(|e| SandboxError::host("reading", "/dev/urandom", e))?,
+        storages,
+        kernel_modules: plan.kernel_modules.clone(),
+        shm_bytes: plan.shm_bytes,
+        debug: plan.vm.debug,
+    })
+}

@@ -1,0 +1,144 @@
+//! Why the engine refused or failed.
+//!
+//! Owns: the classes. Never: text for decisions. Mapped to [`Failure`] once, at the command boundary.
+
+use bulkhead_model::failure::chain;
+use bulkhead_model::{ContainerId, Failure, FailureKind, IllegalMove, SandboxId, State};
+use bulkhead_protocol::GuestError;
+use bulkhead_vmm::VmmError;
+use std::io;
+use std::path::PathBuf;
+
+/// An engine error; its sources hold the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The container is unknown.
+    #[error("container {0} does not exist")]
+    NoContainer(ContainerId),
+    /// The process is unknown.
+    #[error("process {0} does not exist")]
+    NoProcess(String),
+    /// The id is taken.
+    #[error("{what} {id} already in use")]
+    InUse {
+        /// `container` or `exec`.
+        what: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// The sandbox is in the wrong state (C-23).
+    #[error("cannot {operation}: sandbox {id} is {state}, expected running")]
+    SandboxState {
+        /// What was asked.
+        operation: &'static str,
+        /// The sandbox.
+        id: SandboxId,
+        /// Its state.
+        state: State,
+    },
+    /// The container is in the wrong state.
+    #[error("cannot {operation} a container that is {state}: expected {expected}")]
+    ContainerState {
+        /// What was asked.
+        operation: &'static str,
+        /// Its state.
+        state: State,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// The state machine has no such move (C-01).
+    #[error(transparent)]
+    Move(#[from] IllegalMove),
+    /// A step of the boot failed.
+    #[error("sandbox {id}: {step} failed")]
+    Boot {
+        /// The sandbox.
+        id: SandboxId,
+        /// The step.
+        step: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<SandboxError>,
+        /// Last lines of the guest console.
+        console: Vec<String>,
+    },
+    /// The sandbox could not boot earlier, or its VM has ended.
+    #[error("sandbox {id} has no running VM")]
+    NoVm {
+        /// The sandbox.
+        id: SandboxId,
+    },
+    /// Called off.
+    #[error("{operation} was called off by a kill or delete")]
+    Cancelled {
+        /// What was called off.
+        operation: &'static str,
+    },
+    /// VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// Guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// Host.
+    #[error("{step}{}", path.as_ref().map(|p| format!(" {}", p.display())).unwrap_or_default())]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// On what.
+        path: Option<PathBuf>,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Input the engine cannot serve.
+    #[error("{what}: {value}: expected {expected}")]
+    Invalid {
+        /// Which input.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would do.
+        expected: &'static str,
+    },
+}
+
+impl SandboxError {
+    /// A host error.
+    pub fn host(step: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Host { step, path: Some(path.into()), source }
+    }
+
+    /// Its class.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::NoContainer(_) | Self::NoProcess(_) => FailureKind::NotFound,
+            Self::InUse { .. } => FailureKind::AlreadyExists,
+            Self::SandboxState { .. } | Self::ContainerState { .. } | Self::Move(_) => {
+                FailureKind::FailedPrecondition
+            }
+            Self::Boot { source, .. } => source.kind(),
+            Self::NoVm { .. } => FailureKind::Unavailable,
+            Self::Cancelled { .. } => FailureKind::Cancelled,
+            Self::Vmm(VmmError::Deadline { .. }) | Self::Guest(GuestError::Deadline { .. }) => {
+                FailureKind::DeadlineExceeded
+            }
+            Self::Vmm(VmmError::Unsupported { .. }) | Self::Invalid { .. } => FailureKind::InvalidArgument,
+            Self::Vmm(_) | Self::Host { .. } => FailureKind::Internal,
+            Self::Guest(GuestError::Refused { kind, .. }) => *kind,
+            Self::Guest(GuestError::Gone { .. }) => FailureKind::Unavailable,
+            Self::Guest(_) => FailureKind::Internal,
+        }
+    }
+
+    /// As clients see it.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        let console = match self {
+            Self::Boot { console, .. } => console.clone(),
+            _ => Vec::new(),
+        };
+        Failure { kind: self.kind(), message: chain(self), console }
+    }
+}

@@ -1,0 +1,106 @@
+//! What the engine needs of the host, as one seam: the real host behind it, or a fake that fails on demand.
+//!
+//! Owns: the trait. Never: order, journal, undo lists (the engine's). Implemented by [`crate::host::RealHost`]
+//! and by the fault-injection fake.
+
+use crate::journal::Resource;
+use async_trait::async_trait;
+use bulkhead_model::vm::{Accelerator, SharedFs};
+use bulkhead_model::{HostProcess, SandboxPlan};
+use bulkhead_protocol::{Guest, GuestError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A listening socket and a client that is already connected to it.
+#[derive(Debug)]
+pub struct SocketPair {
+    /// Bound and listening.
+    pub listener: OwnedFd,
+    /// Connected before anyone accepts.
+    pub client: OwnedFd,
+}
+
+/// A daemon started for the sandbox.
+#[async_trait]
+pub trait Daemon: Send + Sync {
+    /// Who it is.
+    fn process(&self) -> HostProcess;
+    /// Waits for its end; any number of callers.
+    async fn exited(&self);
+}
+
+/// How the shared-filesystem daemon is to run.
+#[derive(Debug)]
+pub struct FsdLaunch {
+    /// Listening vhost-user socket.
+    pub listener: OwnedFd,
+    /// Directory to share; the daemon sees nothing else.
+    pub share: PathBuf,
+    /// Cache mode and so on.
+    pub shared_fs: SharedFs,
+    /// Environment marker.
+    pub marker: String,
+    /// Cgroups to join.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+/// Cgroups made for a sandbox.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct CgroupMade {
+    /// `cgroup.procs` files for the sandbox's processes.
+    pub procs: Vec<PathBuf>,
+    /// What the host refused; logged, not fatal.
+    pub warnings: Vec<String>,
+}
+
+/// The host under the engine. Everything it acquires can be undone from the journal entry alone.
+#[async_trait]
+pub trait Platform: Send + Sync {
+    /// How guest code runs on this host.
+    fn accelerator(&self) -> Accelerator;
+    /// Nanoseconds since the Unix epoch.
+    fn now_ns(&self) -> u64;
+    /// A seed for the guest's entropy pool.
+    fn entropy(&self) -> io::Result<Vec<u8>>;
+    /// Makes a directory, mode 0700, parents included.
+    fn make_dir(&self, path: &Path) -> io::Result<()>;
+    /// Directories that [`Self::make_cgroup`] would make, deepest first (K-03).
+    fn plan_cgroup(&self, plan: &SandboxPlan) -> io::Result<Vec<PathBuf>>;
+    /// Makes them.
+    fn make_cgroup(&self, plan: &SandboxPlan, paths: &[PathBuf]) -> io::Result<CgroupMade>;
+    /// Binds a listening socket at `path` and connects to it.
+    fn listen(&self, path: &Path) -> io::Result<SocketPair>;
+    /// A pipe whose read end feeds the sandbox log under `source`; the write end is returned.
+    fn log_pipe(&self, source: &'static str) -> io::Result<OwnedFd>;
+    /// Follows the guest console at `client` into the log and keeps its last lines.
+    fn follow_console(&self, client: OwnedFd) -> io::Result<()>;
+    /// The last console lines, oldest first.
+    fn console_tail(&self) -> Vec<String>;
+    /// Identity of the mount namespace mounts are made in.
+    fn mount_namespace(&self) -> io::Result<(u64, u64)>;
+    /// Makes `share` a shared mount of its own so that later binds below it reach the daemon.
+    fn share_root(&self, share: &Path) -> io::Result<()>;
+    /// Binds `source` (recursively) at `target`, which is made to match it.
+    fn bind(&self, source: &Path, target: &Path) -> io::Result<()>;
+    /// Starts the shared-filesystem daemon.
+    async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>>;
+    /// Opens the caller's network namespace, checked to be one and not the host's; `None` in the plan
+    /// gives `None`.
+    fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>>;
+    /// Shakes hands with the agent.
+    async fn connect_guest(
+        &self,
+        control: OwnedFd,
+        data: OwnedFd,
+        offsets: &Path,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Guest>, GuestError>;
+    /// Undoes one acquisition. Something that is not there any more is success. Blocks at most a few
+    /// seconds (a process is killed and its end awaited).
+    fn undo(&self, resource: &Resource) -> io::Result<()>;
+}
