@@ -1,1 +1,9 @@
-//! bulkhead-host.
+//! RAII over host kernel objects.
+//!
+//! Owns: processes, descriptors, mounts, cgroups, network namespaces, terminals and signals as values that
+//! clean up after themselves. Never knows what a sandbox is, never logs, never needs an async runtime.
+//! Everything here may be used by the guest agent too, except where a module says otherwise.
+
+pub mod deadline;
+pub mod fdpass;
+pub mod process;
