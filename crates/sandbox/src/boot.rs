@@ -86,7 +86,9 @@ fn hold(
     paths: &SandboxPaths,
     resource: Resource,
 ) -> Result<crate::journal::Entry, SandboxError> {
-    journal.intend(resource).map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))
+    journal
+        .intend(resource)
+        .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))
 }
 
 /// Runs the whole chain.
@@ -101,7 +103,12 @@ pub async fn boot(yard: Yard<'_>, journal: &mut Journal) -> Result<Ready, Sandbo
 
 /// Planned → Prepared: directories, cgroups, listening sockets, the share.
 fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxError> {
-    let Yard { plan, paths, platform, .. } = *yard;
+    let Yard {
+        plan,
+        paths,
+        platform,
+        ..
+    } = *yard;
     let netns = platform.open_netns(plan).map_err(|source| SandboxError::Host {
         step: "opening the network namespace",
         path: None,
@@ -110,35 +117,76 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
     let cgroup_procs = prepare_cgroup(yard, journal)?;
     let listen = |name: &str| {
         let path = paths.vm_socket(name);
-        platform.listen(&path).map_err(|e| SandboxError::host("listening on", path, e))
+        platform
+            .listen(&path)
+            .map_err(|e| SandboxError::host("listening on", path, e))
     };
-    let [qmp, control, data, console] =
-        [listen("qmp")?, listen("control")?, listen("data")?, listen("console")?];
+    let [qmp, control, data, console] = [
+        listen("qmp")?,
+        listen("control")?,
+        listen("data")?,
+        listen("console")?,
+    ];
     let fs = match plan.vm.shared_fs {
         SharedFs::None => None,
         SharedFs::VirtioFs { .. } | SharedFs::Virtio9p { .. } => {
             let share = paths.share();
-            platform.make_dir(&share).map_err(|e| SandboxError::host("creating", &share, e))?;
+            platform
+                .make_dir(&share)
+                .map_err(|e| SandboxError::host("creating", &share, e))?;
             let namespace = platform
                 .mount_namespace()
                 .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
-            hold(journal, paths, Resource::Mount { path: share.clone(), namespace, container: None })?;
-            platform.share_root(&share).map_err(|e| SandboxError::host("sharing", &share, e))?;
+            hold(
+                journal,
+                paths,
+                Resource::Mount {
+                    path: share.clone(),
+                    namespace,
+                    container: None,
+                },
+            )?;
+            platform
+                .share_root(&share)
+                .map_err(|e| SandboxError::host("sharing", &share, e))?;
             // The VMM is the one who connects to the daemon.
             Some(listen("fs")?.listener)
         }
     };
-    Ok(Prepared { qmp, control, data, console, fs, cgroup_procs, netns })
+    Ok(Prepared {
+        qmp,
+        control,
+        data,
+        console,
+        fs,
+        cgroup_procs,
+        netns,
+    })
 }
 
 fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>, SandboxError> {
-    let Yard { plan, paths, platform, .. } = *yard;
-    let fail = |source| SandboxError::Host { step: "preparing the cgroup", path: None, source };
+    let Yard {
+        plan,
+        paths,
+        platform,
+        ..
+    } = *yard;
+    let fail = |source| SandboxError::Host {
+        step: "preparing the cgroup",
+        path: None,
+        source,
+    };
     let wanted = platform.plan_cgroup(plan).map_err(fail)?;
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    hold(journal, paths, Resource::Cgroup { paths: wanted.clone() })?;
+    hold(
+        journal,
+        paths,
+        Resource::Cgroup {
+            paths: wanted.clone(),
+        },
+    )?;
     let made = platform.make_cgroup(plan, &wanted).map_err(fail)?;
     for warning in &made.warnings {
         tracing::warn!(%warning, "the host refused a cgroup setting");
@@ -148,16 +196,30 @@ fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>
 
 /// Prepared → Booted: the daemon and the VMM run, the share is plugged, the CPUs are let go.
 async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Result<Booted, SandboxError> {
-    let Yard { plan, paths, platform, vmm } = *yard;
+    let Yard {
+        plan,
+        paths,
+        platform,
+        vmm,
+    } = *yard;
     let pipe = |source: &'static str| {
-        platform
-            .log_pipe(source)
-            .map_err(|e| SandboxError::Host { step: "opening a log pipe", path: None, source: e })
+        platform.log_pipe(source).map_err(|e| SandboxError::Host {
+            step: "opening a log pipe",
+            path: None,
+            source: e,
+        })
     };
     let fsd = match ready.fs {
         None => None,
         Some(listener) => {
-            let entry = hold(journal, paths, Resource::Process { role: "fsd".into(), process: None })?;
+            let entry = hold(
+                journal,
+                paths,
+                Resource::Process {
+                    role: "fsd".into(),
+                    process: None,
+                },
+            )?;
             let daemon = platform
                 .spawn_fsd(FsdLaunch {
                     listener,
@@ -174,15 +236,32 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
                     source,
                 })?;
             journal
-                .fill(entry, Resource::Process { role: "fsd".into(), process: Some(daemon.process()) })
+                .fill(
+                    entry,
+                    Resource::Process {
+                        role: "fsd".into(),
+                        process: Some(daemon.process()),
+                    },
+                )
                 .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
             Some(Arc::from(daemon))
         }
     };
-    let entry = hold(journal, paths, Resource::Process { role: "vmm".into(), process: None })?;
+    let entry = hold(
+        journal,
+        paths,
+        Resource::Process {
+            role: "vmm".into(),
+            process: None,
+        },
+    )?;
     platform
         .follow_console(ready.console.client)
-        .map_err(|source| SandboxError::Host { step: "following the console", path: None, source })?;
+        .map_err(|source| SandboxError::Host {
+            step: "following the console",
+            path: None,
+            source,
+        })?;
     let vm: Arc<dyn Vm> = Arc::from(
         vmm.launch(Launch {
             plan: plan.vm.clone(),
@@ -200,7 +279,13 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
         .await?,
     );
     journal
-        .fill(entry, Resource::Process { role: "vmm".into(), process: Some(vm.process()) })
+        .fill(
+            entry,
+            Resource::Process {
+                role: "vmm".into(),
+                process: Some(vm.process()),
+            },
+        )
         .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
     if fsd.is_some() {
         let cache_size_mib = match plan.vm.shared_fs {
@@ -221,13 +306,28 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
         hotplug.plug(request, Vec::new()).await?;
     }
     vm.resume().await?;
-    Ok(Booted { vm, fsd, control: ready.control.client, data: ready.data.client })
+    Ok(Booted {
+        vm,
+        fsd,
+        control: ready.control.client,
+        data: ready.data.client,
+    })
 }
 
 /// Booted → Ready: the agent's hello, then its identity. Ends with the VM or the deadline.
 async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
-    let Yard { plan, paths, platform, .. } = *yard;
-    let Booted { vm, fsd, control, data } = booted;
+    let Yard {
+        plan,
+        paths,
+        platform,
+        ..
+    } = *yard;
+    let Booted {
+        vm,
+        fsd,
+        control,
+        data,
+    } = booted;
     let deadline = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
     let offsets = paths.offsets();
     let hello = platform.connect_guest(control, data, &offsets, deadline);
@@ -246,7 +346,12 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
 /// A VM that ended while it was needed.
 #[must_use]
 pub fn ended(step: &'static str, exit: VmExit) -> SandboxError {
-    VmmError::Ended { step, exit, stderr: String::new() }.into()
+    VmmError::Ended {
+        step,
+        exit,
+        stderr: String::new(),
+    }
+    .into()
 }
 
 fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
@@ -264,7 +369,11 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
             driver: "9p".into(),
             source: SHARE_TAG.into(),
             fstype: "9p".into(),
-            options: vec!["trans=virtio".into(), "version=9p2000.L".into(), format!("msize={msize}")],
+            options: vec![
+                "trans=virtio".into(),
+                "version=9p2000.L".into(),
+                format!("msize={msize}"),
+            ],
             mount_point: GUEST_SHARE.into(),
         }],
     };
@@ -272,7 +381,9 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
         hostname: plan.hostname.clone().unwrap_or_default(),
         domainname: plan.domainname.clone().unwrap_or_default(),
         time_ns: platform.now_ns(),
-        entropy: platform.entropy().map_err(|e| SandboxError::host("reading", "/dev/urandom", e))?,
+        entropy: platform
+            .entropy()
+            .map_err(|e| SandboxError::host("reading", "/dev/urandom", e))?,
         storages,
         kernel_modules: plan.kernel_modules.clone(),
         shm_bytes: plan.shm_bytes,

@@ -81,7 +81,14 @@ impl Container {
     /// A container the guest has just made.
     #[must_use]
     pub fn new(plan: ContainerPlan, shares: Vec<Share>, init: Process, created_ns: u64) -> Self {
-        Self { plan, state: State::Ready, created_ns, shares, init, execs: BTreeMap::new() }
+        Self {
+            plan,
+            state: State::Ready,
+            created_ns,
+            shares,
+            init,
+            execs: BTreeMap::new(),
+        }
     }
 
     /// A container from saved state (C-09).
@@ -93,7 +100,14 @@ impl Container {
         init: Process,
         created_ns: u64,
     ) -> Self {
-        Self { plan, state, created_ns, shares, init, execs: BTreeMap::new() }
+        Self {
+            plan,
+            state,
+            created_ns,
+            shares,
+            init,
+            execs: BTreeMap::new(),
+        }
     }
 
     /// Its state.
@@ -139,7 +153,11 @@ impl Container {
             created_ns: self.created_ns,
             annotations: self.plan.annotations(),
             init: self.init.snapshot(None),
-            execs: self.execs.iter().map(|(id, process)| process.snapshot(Some(id.clone()))).collect(),
+            execs: self
+                .execs
+                .iter()
+                .map(|(id, process)| process.snapshot(Some(id.clone())))
+                .collect(),
         }
     }
 }

@@ -106,7 +106,11 @@ pub enum SandboxError {
 impl SandboxError {
     /// A host error.
     pub fn host(step: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::Host { step, path: Some(path.into()), source }
+        Self::Host {
+            step,
+            path: Some(path.into()),
+            source,
+        }
     }
 
     /// Its class.
@@ -139,6 +143,10 @@ impl SandboxError {
             Self::Boot { console, .. } => console.clone(),
             _ => Vec::new(),
         };
-        Failure { kind: self.kind(), message: chain(self), console }
+        Failure {
+            kind: self.kind(),
+            message: chain(self),
+            console,
+        }
     }
 }

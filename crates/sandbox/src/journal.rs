@@ -92,7 +92,12 @@ impl Journal {
     /// I/O errors of the file; a torn or unknown line is skipped, as the write it belongs to was never
     /// followed by an acquisition.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
         let mut held = BTreeMap::new();
         let mut next = 1;
         for line in BufReader::new(&file).split(b'\n') {
@@ -117,7 +122,10 @@ impl Journal {
     /// The write's; then nothing may be acquired.
     pub fn intend(&mut self, resource: Resource) -> io::Result<Entry> {
         let n = self.next;
-        self.append(&Line::Hold { n, what: resource.clone() })?;
+        self.append(&Line::Hold {
+            n,
+            what: resource.clone(),
+        })?;
         self.next += 1;
         self.held.insert(n, resource);
         Ok(Entry(n))
@@ -129,7 +137,10 @@ impl Journal {
     /// The write's; the entry in memory is complete all the same, so that an undo finds it.
     pub fn fill(&mut self, entry: Entry, resource: Resource) -> io::Result<()> {
         self.held.insert(entry.0, resource.clone());
-        self.append(&Line::Hold { n: entry.0, what: resource })
+        self.append(&Line::Hold {
+            n: entry.0,
+            what: resource,
+        })
     }
 
     /// Records that an entry is undone.
@@ -144,7 +155,11 @@ impl Journal {
     /// What is held, newest first.
     #[must_use]
     pub fn held(&self) -> Vec<(Entry, Resource)> {
-        self.held.iter().rev().map(|(n, what)| (Entry(*n), what.clone())).collect()
+        self.held
+            .iter()
+            .rev()
+            .map(|(n, what)| (Entry(*n), what.clone()))
+            .collect()
     }
 
     fn append(&mut self, line: &Line) -> io::Result<()> {
@@ -201,9 +216,19 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("journal");
         let mut journal = Journal::open(&path).unwrap();
-        let entry = journal.intend(Resource::Process { role: "vmm".into(), process: None }).unwrap();
-        let filled =
-            Resource::Process { role: "vmm".into(), process: Some(HostProcess { pid: 7, start_time: 9 }) };
+        let entry = journal
+            .intend(Resource::Process {
+                role: "vmm".into(),
+                process: None,
+            })
+            .unwrap();
+        let filled = Resource::Process {
+            role: "vmm".into(),
+            process: Some(HostProcess {
+                pid: 7,
+                start_time: 9,
+            }),
+        };
         journal.fill(entry, filled.clone()).unwrap();
         drop(journal);
         assert_eq!(Journal::open(&path).unwrap().held()[0].1, filled);

@@ -3,10 +3,29 @@
 //! Owns: lifecycle, containers, processes, storage, journal, undo. Never builds a VMM argument or QMP
 //! message, never parses TOML or OCI. Called by `shim`.
 
+pub mod boot;
 pub mod command;
+pub mod container;
+pub mod engine;
+pub mod error;
+mod guest_log;
+pub mod inspect;
+pub mod journal;
 pub mod layout;
+pub mod lifecycle;
 pub mod map;
+pub mod platform;
+pub mod saved;
+pub mod share;
+mod side;
+pub mod world;
 
 pub use command::{Command, Notice, Reply, StdioSet};
+pub use engine::{Beginning, Engine, Handle, Luggage};
+pub use error::SandboxError;
+pub use journal::{Journal, Resource};
 pub use layout::{Layout, SandboxPaths};
 pub use map::ContainerMap;
+pub use platform::Platform;
+pub use saved::SavedSandbox;
+pub use world::World;

@@ -85,7 +85,10 @@ pub fn plan(
             value: format!("none for the bind mount at {}", mount.destination().display()),
             expected: "a path on the host",
         })?;
-        let base = mount.destination().file_name().map_or_else(|| "root".into(), |n| n.to_string_lossy());
+        let base = mount
+            .destination()
+            .file_name()
+            .map_or_else(|| "root".into(), |n| n.to_string_lossy());
         let share = Share {
             source,
             name: PathBuf::from(format!("{}-{}-{base}", container.id, random())),
@@ -105,7 +108,11 @@ pub fn plan(
         linux.set_cgroups_path(None);
         clear_host_only(linux);
     }
-    Ok(SharePlan { shares, spec, rootfs: rootfs_in_guest })
+    Ok(SharePlan {
+        shares,
+        spec,
+        rootfs: rootfs_in_guest,
+    })
 }
 
 /// Host CPU and memory node numbers mean nothing in the guest (C-20); namespaces joined by path do not
@@ -131,7 +138,10 @@ fn clear_host_only(linux: &mut oci::Linux) {
 
 fn is_bind(mount: &oci::Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
-        || mount.options().as_ref().is_some_and(|all| all.iter().any(|o| o == "bind" || o == "rbind"))
+        || mount
+            .options()
+            .as_ref()
+            .is_some_and(|all| all.iter().any(|o| o == "bind" || o == "rbind"))
 }
 
 /// C-30: bind mounts only; not sources under /proc and /sys (M-01), not host devices (M-02).
@@ -205,7 +215,10 @@ mod tests {
         ContainerPlan {
             id: ContainerId::new("c1").unwrap(),
             bundle: "/b".into(),
-            rootfs: RootfsPlan { path: "/b/rootfs".into(), readonly: false },
+            rootfs: RootfsPlan {
+                path: "/b/rootfs".into(),
+                readonly: false,
+            },
             spec,
             creates_sandbox: true,
             no_pivot: false,
@@ -215,7 +228,10 @@ mod tests {
 
     fn bind(source: &str, destination: &str) -> oci::Mount {
         let mut mount = oci::Mount::default();
-        mount.set_source(Some(source.into())).set_destination(destination.into()).set_typ(Some("bind".into()));
+        mount
+            .set_source(Some(source.into()))
+            .set_destination(destination.into())
+            .set_typ(Some("bind".into()));
         mount
     }
 
@@ -237,7 +253,10 @@ mod tests {
         assert_eq!(names, ["c1/rootfs", "c1-00ff-data", "c1-00ff-z"]);
         assert_eq!(plan.rootfs, "/run/bulkhead/share/c1/rootfs");
         let mounts = plan.spec.mounts().clone().unwrap();
-        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/run/bulkhead/share/c1-00ff-data")));
+        assert_eq!(
+            mounts[0].source().as_deref(),
+            Some(Path::new("/run/bulkhead/share/c1-00ff-data"))
+        );
         assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/proc/self")));
     }
 
@@ -247,7 +266,13 @@ mod tests {
         let plan = planned(vec![bind("/run/shm-of-pod", "/dev/shm")]);
         let mounts = plan.spec.mounts().clone().unwrap();
         assert_eq!(mounts[0].typ().as_deref(), Some("tmpfs"));
-        assert!(mounts[0].options().as_ref().unwrap().contains(&"size=67108864".to_owned()));
+        assert!(
+            mounts[0]
+                .options()
+                .as_ref()
+                .unwrap()
+                .contains(&"size=67108864".to_owned())
+        );
         assert_eq!(plan.shares.len(), 1);
     }
 

@@ -1,0 +1,446 @@
+//! The one task that changes a sandbox, and the handle everyone else holds.
+//!
+//! ```text
+//!  Handle::call ──reads, signals──► published snapshot / live guest          (never waits for a verb)
+//!             └──changes──► inbox ─► Engine: one verb at a time ─► World
+//!                                      ▲ events: exits, stubs, VM, daemon
+//!  kill or delete --force during a verb ──► its cancellation token ─► rollback
+//! ```
+//!
+//! Owns: ordering and calling off. Never: what a verb does (see `lifecycle`). Called by `shim::supervisor`.
+
+use crate::command::{Command, Reply};
+use crate::error::SandboxError;
+use crate::lifecycle::Attachment;
+use crate::world::{Event, Published, World};
+use bulkhead_model::{ContainerId, Failure, FailureKind, ProcessKey, SandboxSnapshot};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// How long a sandbox without any container waits for its first one.
+const FIRST_CONTAINER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A change that was asked for.
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    pub(crate) attachment: Option<Attachment>,
+    pub(crate) reply: oneshot::Sender<Result<Reply, Failure>>,
+}
+
+/// Asks a sandbox; cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::UnboundedSender<Request>,
+    published: Published,
+    calloff: mpsc::UnboundedSender<Option<ContainerId>>,
+    stubs: mpsc::UnboundedSender<Event>,
+}
+
+/// What came with a command besides its words.
+#[derive(Default)]
+pub struct Luggage {
+    /// Descriptors of an `Attach`.
+    pub fds: Vec<OwnedFd>,
+    /// The connection's ear for notices.
+    pub notices: Option<crate::container::Notices>,
+}
+
+impl Handle {
+    /// Carries out a command.
+    ///
+    /// # Errors
+    /// The failure as clients see it.
+    pub async fn call(&self, command: Command, luggage: Luggage) -> Result<Reply, Failure> {
+        if let Some(answer) = self.published.answer(&command, &self.calloff).await {
+            return answer;
+        }
+        match &command {
+            Command::Delete { id, force: true } => self.call_off(Some(id.clone())),
+            Command::Shutdown => self.call_off(None),
+            _ => {}
+        }
+        let attachment = match (&command, luggage.notices) {
+            (
+                Command::Attach {
+                    stub, stdio, size, ..
+                },
+                Some(notices),
+            ) => Some(Attachment {
+                stub: *stub,
+                set: *stdio,
+                fds: luggage.fds,
+                size: *size,
+                notices,
+            }),
+            _ => None,
+        };
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request {
+                command,
+                attachment,
+                reply,
+            })
+            .map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Calls off a create of `id` that is under way (any verb for `None`): its client is gone.
+    pub fn call_off(&self, id: Option<ContainerId>) {
+        // An engine that ended has nothing under way.
+        let _ = self.calloff.send(id);
+    }
+
+    /// A stub's connection ended.
+    pub fn stub_gone(&self, key: ProcessKey, stub: bulkhead_model::HostProcess) {
+        let _ = self.stubs.send(Event::StubGone { key, stub });
+    }
+
+    /// The present.
+    #[must_use]
+    pub fn snapshot(&self) -> SandboxSnapshot {
+        self.published.snapshot.borrow().clone()
+    }
+
+    fn gone(&self) -> Failure {
+        let id = &self.published.snapshot.borrow().id;
+        Failure::new(
+            FailureKind::NotFound,
+            format!("container {id} does not exist: its sandbox is gone"),
+        )
+    }
+}
+
+/// The task.
+pub struct Engine {
+    world: World,
+    requests: mpsc::UnboundedReceiver<Request>,
+    events: mpsc::UnboundedReceiver<Event>,
+    stubs: mpsc::UnboundedReceiver<Event>,
+    calloff: mpsc::UnboundedReceiver<Option<ContainerId>>,
+    desk: Desk,
+}
+
+/// What arrived while a verb was under way.
+#[derive(Default)]
+struct Desk {
+    queue: VecDeque<Request>,
+    attachments: HashMap<ProcessKey, Attachment>,
+}
+
+/// How the engine begins.
+pub enum Beginning {
+    /// Boot the VM.
+    Boot,
+    /// The world was restored; nothing to boot.
+    Restored,
+}
+
+impl Engine {
+    /// An engine and its handle.
+    #[must_use]
+    pub fn new(world: World, published: Published, events: mpsc::UnboundedReceiver<Event>) -> (Self, Handle) {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let (calloff, calls) = mpsc::unbounded_channel();
+        let (stubs, gone) = mpsc::unbounded_channel();
+        let handle = Handle {
+            requests,
+            published,
+            calloff,
+            stubs,
+        };
+        let engine = Self {
+            world,
+            requests: inbox,
+            events,
+            stubs: gone,
+            calloff: calls,
+            desk: Desk::default(),
+        };
+        (engine, handle)
+    }
+
+    /// Runs until the sandbox is gone. Returns what could not be undone.
+    pub async fn run(mut self, beginning: Beginning) -> Vec<String> {
+        if matches!(beginning, Beginning::Boot)
+            && let Err(error) = self.boot().await
+        {
+            let failures = self.world.tear_down().await;
+            self.refuse_all(&error.failure()).await;
+            return failures;
+        }
+        loop {
+            let request = match self.next().await {
+                Some(request) => request,
+                None => {
+                    tracing::warn!("no container was made in time: taking the sandbox down");
+                    return self.world.tear_down().await;
+                }
+            };
+            if let Some(failures) = self.serve(request).await {
+                return failures;
+            }
+        }
+    }
+
+    async fn boot(&mut self) -> Result<(), SandboxError> {
+        let token = CancellationToken::new();
+        let Self {
+            world,
+            requests,
+            calloff,
+            desk,
+            ..
+        } = self;
+        let work = world.boot();
+        attend(work, &token, None, requests, calloff, desk)
+            .await
+            .unwrap_or(Err(SandboxError::Cancelled {
+                operation: "the boot",
+            }))
+    }
+
+    /// The next request; events are taken in on the way. `None`: there is no container and none came.
+    async fn next(&mut self) -> Option<Request> {
+        let deadline = tokio::time::sleep(FIRST_CONTAINER_DEADLINE);
+        tokio::pin!(deadline);
+        loop {
+            if let Some(request) = self.desk.queue.pop_front() {
+                return Some(request);
+            }
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => return Some(request),
+                    None => return None,
+                },
+                Some(event) = self.events.recv() => self.world.happened(event).await,
+                Some(event) = self.stubs.recv() => self.stub_gone(event).await,
+                Some(_) = self.calloff.recv() => {}
+                () = &mut deadline, if self.world.containers.is_empty() => return None,
+            }
+        }
+    }
+
+    async fn stub_gone(&mut self, event: Event) {
+        if let Event::StubGone { key, stub } = &event
+            && self.desk.attachments.get(key).is_some_and(|a| a.stub == *stub)
+        {
+            self.desk.attachments.remove(key);
+        }
+        self.world.happened(event).await;
+    }
+
+    /// Carries out one request; `Some` when the sandbox is gone.
+    async fn serve(&mut self, request: Request) -> Option<Vec<String>> {
+        let Request {
+            command,
+            attachment,
+            reply,
+        } = request;
+        let result = match command {
+            Command::Attach { key, .. } => {
+                if let Some(attachment) = attachment {
+                    self.desk.attachments.insert(key, attachment);
+                }
+                Ok(())
+            }
+            Command::Create { plan } => return self.create(*plan, reply).await,
+            Command::Delete { id, force } => match self.world.delete(&id, force).await {
+                Ok(true) => return Some(self.end(reply).await),
+                other => other.map(drop),
+            },
+            Command::Shutdown => return Some(self.end(reply).await),
+            Command::Start { id } => self.attended(Some(id.clone()), Verb::Start(id)).await,
+            Command::Exec { key, process } => {
+                let attachment = self.desk.attachments.remove(&key);
+                let container = key.container.clone();
+                self.attended(Some(container), Verb::Exec(key, process, attachment))
+                    .await
+            }
+            Command::Pause { id } => self.attended(Some(id.clone()), Verb::Pause(id)).await,
+            Command::Resume { id } => self.attended(Some(id.clone()), Verb::Resume(id)).await,
+            Command::Update { id, resources } => {
+                self.attended(Some(id.clone()), Verb::Update(id, resources)).await
+            }
+            // Answered by the handle; they never get here.
+            Command::Signal { .. }
+            | Command::Resize { .. }
+            | Command::CloseStdin { .. }
+            | Command::Wait { .. }
+            | Command::Processes { .. }
+            | Command::Stats { .. }
+            | Command::Snapshot
+            | Command::Inspect => Ok(()),
+        };
+        answer(reply, result.map(|()| Reply::Done));
+        None
+    }
+
+    async fn create(
+        &mut self,
+        plan: bulkhead_model::ContainerPlan,
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    ) -> Option<Vec<String>> {
+        let id = plan.id.clone();
+        let key = ProcessKey {
+            container: id.clone(),
+            exec: None,
+        };
+        let attachment = self.desk.attachments.remove(&key);
+        let exists = self.world.containers.contains_key(&id);
+        let result = self
+            .attended(Some(id.clone()), Verb::Create(plan, attachment))
+            .await;
+        let Err(error) = result else {
+            answer(reply, Ok(Reply::Done));
+            return None;
+        };
+        if !exists {
+            self.world.rollback(&id).await;
+        }
+        if self.world.containers.is_empty() {
+            // Answer when nothing is left, so that a retry finds the id free.
+            let failures = self.world.tear_down().await;
+            self.refuse_all(&error.failure()).await;
+            answer(reply, Err(error));
+            return Some(failures);
+        }
+        answer(reply, Err(error));
+        None
+    }
+
+    async fn end(&mut self, reply: oneshot::Sender<Result<Reply, Failure>>) -> Vec<String> {
+        let failures = self.world.tear_down().await;
+        let result = if failures.is_empty() {
+            Ok(Reply::Done)
+        } else {
+            Err(Failure::new(
+                FailureKind::Internal,
+                format!(
+                    "sandbox {} left: {}; `bulkhead gc` tries again",
+                    self.world.plan.id,
+                    failures.join("; ")
+                ),
+            ))
+        };
+        // A client that is gone does not need the answer.
+        let _ = reply.send(result);
+        failures
+    }
+
+    /// Runs a verb while the desk stays open.
+    async fn attended(&mut self, subject: Option<ContainerId>, verb: Verb) -> Result<(), SandboxError> {
+        let token = CancellationToken::new();
+        let operation = verb.name();
+        let Self {
+            world,
+            requests,
+            calloff,
+            desk,
+            ..
+        } = self;
+        let work = verb.run(world);
+        attend(work, &token, subject.as_ref(), requests, calloff, desk)
+            .await
+            .unwrap_or(Err(SandboxError::Cancelled { operation }))
+    }
+
+    async fn refuse_all(&mut self, failure: &Failure) {
+        self.requests.close();
+        while let Some(request) = self.desk.queue.pop_front() {
+            refuse(request, failure);
+        }
+        while let Some(request) = self.requests.recv().await {
+            refuse(request, failure);
+        }
+    }
+}
+
+fn refuse(request: Request, failure: &Failure) {
+    let result = match request.command {
+        // What they ask for is done.
+        Command::Shutdown | Command::Delete { force: true, .. } => Ok(Reply::Done),
+        _ => Err(failure.clone()),
+    };
+    let _ = request.reply.send(result);
+}
+
+fn answer(reply: oneshot::Sender<Result<Reply, Failure>>, result: Result<Reply, SandboxError>) {
+    let result = result.map_err(|error| {
+        let failure = error.failure();
+        tracing::error!(error = %failure.message, "command failed");
+        failure
+    });
+    let _ = reply.send(result);
+}
+
+enum Verb {
+    Create(bulkhead_model::ContainerPlan, Option<Attachment>),
+    Start(ContainerId),
+    Exec(ProcessKey, Box<bulkhead_model::oci::Process>, Option<Attachment>),
+    Pause(ContainerId),
+    Resume(ContainerId),
+    Update(ContainerId, Box<bulkhead_model::oci::LinuxResources>),
+}
+
+impl Verb {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(..) => "create",
+            Self::Start(_) => "start",
+            Self::Exec(..) => "exec",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Update(..) => "update",
+        }
+    }
+
+    async fn run(self, world: &mut World) -> Result<(), SandboxError> {
+        match self {
+            Self::Create(plan, attachment) => world.create(plan, attachment).await,
+            Self::Start(id) => world.start(&id).await,
+            Self::Exec(key, process, attachment) => world.exec(&key, &process, attachment).await,
+            Self::Pause(id) => world.pause(&id).await,
+            Self::Resume(id) => world.resume(&id).await,
+            Self::Update(id, resources) => world.update(&id, &resources).await,
+        }
+    }
+}
+
+/// Runs `work` while requests are taken in: attachments are kept, changes queued, a call-off of `subject`
+/// (or of everything) ends it with `None`.
+async fn attend<T>(
+    work: impl Future<Output = T>,
+    token: &CancellationToken,
+    subject: Option<&ContainerId>,
+    requests: &mut mpsc::UnboundedReceiver<Request>,
+    calloff: &mut mpsc::UnboundedReceiver<Option<ContainerId>>,
+    desk: &mut Desk,
+) -> Option<T> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = token.cancelled() => return None,
+            Some(request) = requests.recv() => match request {
+                Request { command: Command::Attach { key, .. }, attachment: Some(attachment), reply } => {
+                    desk.attachments.insert(key, attachment);
+                    let _ = reply.send(Ok(Reply::Done));
+                }
+                other => desk.queue.push_back(other),
+            },
+            Some(whom) = calloff.recv() => {
+                let ours = match (&whom, subject) {
+                    (None, _) | (Some(_), None) => true,
+                    (Some(whom), Some(subject)) => whom == subject,
+                };
+                if ours {
+                    token.cancel();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What is answered beside the engine's task: reads of the published snapshot and calls that change nothing
+//! on the host. They are answered while a boot or a slow verb is under way.
+//!
+//! Owns: nothing. Never: changing a sandbox. Called by the engine's handle.
+
+use crate::command::{Command, Reply};
+use crate::error::SandboxError;
+use crate::world::{Live, Published};
+use bulkhead_model::snapshot::Phase;
+use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, ProcessKey, ProcessSnapshot, State};
+use tokio::sync::mpsc;
+
+impl Published {
+    /// Answers `command` if it needs no change; `None` hands it to the engine.
+    pub(crate) async fn answer(
+        &self,
+        command: &Command,
+        calloff: &mpsc::UnboundedSender<Option<ContainerId>>,
+    ) -> Option<Result<Reply, Failure>> {
+        let result = match command {
+            Command::Snapshot => Ok(Reply::Snapshot {
+                snapshot: Box::new(self.snapshot()),
+            }),
+            Command::Inspect => Ok(Reply::Tree {
+                tree: crate::inspect::tree(&self.snapshot()),
+            }),
+            Command::Wait { key } => self.wait(key).await,
+            Command::Signal { key, signal, all } => self.signal(key, *signal, *all, calloff).await,
+            Command::Resize { key, columns, rows } => self.resize(key, *columns, *rows).await,
+            Command::CloseStdin { key } => self.close_stdin(key),
+            Command::Processes { id } => self.processes(id).await,
+            Command::Stats { id } => self.stats(id).await,
+            Command::Attach { .. }
+            | Command::Create { .. }
+            | Command::Start { .. }
+            | Command::Exec { .. }
+            | Command::Delete { .. }
+            | Command::Pause { .. }
+            | Command::Resume { .. }
+            | Command::Update { .. }
+            | Command::Shutdown => return None,
+        };
+        Some(result.map_err(|error| error.failure()))
+    }
+
+    fn snapshot(&self) -> bulkhead_model::SandboxSnapshot {
+        let mut snapshot = self.snapshot.borrow().clone();
+        if let Some(live) = self.live.borrow().as_ref() {
+            snapshot.counters.qmp = live.vm.round_trips();
+            snapshot.counters.agent = live.guest.calls();
+        }
+        snapshot
+    }
+
+    fn live(&self, operation: &'static str) -> Result<Live, SandboxError> {
+        let snapshot = self.snapshot.borrow();
+        self.live
+            .borrow()
+            .clone()
+            .ok_or_else(|| SandboxError::SandboxState {
+                operation,
+                id: snapshot.id.clone(),
+                state: snapshot.state,
+            })
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<ContainerSnapshot, SandboxError> {
+        self.snapshot
+            .borrow()
+            .containers
+            .get(id)
+            .cloned()
+            .ok_or_else(|| SandboxError::NoContainer(id.clone()))
+    }
+
+    fn process(&self, key: &ProcessKey) -> Result<(State, ProcessSnapshot), SandboxError> {
+        let container = self.container(&key.container)?;
+        let state = container.state;
+        let process = match &key.exec {
+            None => Some(container.init),
+            Some(exec) => container
+                .execs
+                .into_iter()
+                .find(|p| p.exec.as_ref() == Some(exec)),
+        };
+        process
+            .map(|p| (state, p))
+            .ok_or_else(|| SandboxError::NoProcess(key.to_string()))
+    }
+
+    /// Ends when the process has ended and its output was delivered, or when it is gone.
+    async fn wait(&self, key: &ProcessKey) -> Result<Reply, SandboxError> {
+        let mut snapshots = self.snapshot.clone();
+        let mut last = self.process(key)?.1;
+        loop {
+            if let (Some(status), true) = (last.exit, last.delivered) {
+                return Ok(Reply::Exited {
+                    status,
+                    at_ns: last.exited_ns.unwrap_or_default(),
+                });
+            }
+            if snapshots.changed().await.is_err() {
+                return Err(SandboxError::NoProcess(key.to_string()));
+            }
+            last = self.process(key)?.1;
+        }
+    }
+
+    /// C-17. Before the container exists a deadly signal calls its creation off.
+    async fn signal(
+        &self,
+        key: &ProcessKey,
+        signal: i32,
+        all: bool,
+        calloff: &mpsc::UnboundedSender<Option<ContainerId>>,
+    ) -> Result<Reply, SandboxError> {
+        const DEADLY: [i32; 4] = [2, 3, 9, 15];
+        if !(1..=64).contains(&signal) {
+            return Err(SandboxError::Invalid {
+                what: "signal",
+                value: signal.to_string(),
+                expected: "1 to 64",
+            });
+        }
+        let (phase, known) = {
+            let snapshot = self.snapshot.borrow();
+            (snapshot.phase, snapshot.containers.contains_key(&key.container))
+        };
+        if !known {
+            if phase != Phase::Gone && DEADLY.contains(&signal) {
+                let _ = calloff.send(Some(key.container.clone()));
+                return Ok(Reply::Done);
+            }
+            return Err(SandboxError::NoContainer(key.container.clone()));
+        }
+        let (state, process) = self.process(key)?;
+        if state == State::Stopped || (process.exit.is_some() && !all) {
+            return Err(SandboxError::ContainerState {
+                operation: "signal",
+                state: State::Stopped,
+                expected: "created, running or paused",
+            });
+        }
+        self.live("signal")?.guest.signal(key, signal, all).await?;
+        Ok(Reply::Done)
+    }
+
+    /// C-18.
+    async fn resize(&self, key: &ProcessKey, columns: u16, rows: u16) -> Result<Reply, SandboxError> {
+        let (state, _) = self.process(key)?;
+        expect(
+            state,
+            "resize the terminal of",
+            &[State::Ready, State::Running],
+            "created or running",
+        )?;
+        self.live("resize a terminal")?
+            .guest
+            .resize(key, columns, rows)
+            .await?;
+        Ok(Reply::Done)
+    }
+
+    fn close_stdin(&self, key: &ProcessKey) -> Result<Reply, SandboxError> {
+        let (_, process) = self.process(key)?;
+        if process.stdio.0 != 0 {
+            self.live("close standard input")?
+                .guest
+                .close_input(process.stdio.0);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// C-22.
+    async fn processes(&self, id: &ContainerId) -> Result<Reply, SandboxError> {
+        let live = self.live("list processes")?;
+        expect(
+            self.container(id)?.state,
+            "list the processes of",
+            &[State::Ready, State::Running, State::Paused],
+            "running",
+        )?;
+        Ok(Reply::Processes {
+            processes: live.guest.processes(id).await?,
+        })
+    }
+
+    /// C-19.
+    async fn stats(&self, id: &ContainerId) -> Result<Reply, SandboxError> {
+        let live = self.live("read statistics")?;
+        expect(
+            self.container(id)?.state,
+            "read the statistics of",
+            &[State::Ready, State::Running, State::Paused],
+            "not stopped",
+        )?;
+        Ok(Reply::Stats {
+            stats: Box::new(live.guest.stats(id).await?),
+        })
+    }
+}
+
+fn expect(
+    state: State,
+    operation: &'static str,
+    wanted: &[State],
+    expected: &'static str,
+) -> Result<(), SandboxError> {
+    if wanted.contains(&state) {
+        return Ok(());
+    }
+    Err(SandboxError::ContainerState {
+        operation,
+        state,
+        expected,
+    })
+}

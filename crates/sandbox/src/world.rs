@@ -1,0 +1,483 @@
+//! Everything one sandbox is, in the hands of the one task that may change it.
+//!
+//! ```text
+//!  verbs (create, start, …) ──► World ──► save (durable) ──► publish (snapshot)
+//! ```
+//!
+//! Owns: the live objects, the containers, saving and publishing. Never: waiting for commands (see `engine`).
+
+use crate::boot::{self, Ready, Yard};
+use crate::container::Container;
+use crate::error::SandboxError;
+use crate::journal::Journal;
+use crate::layout::SandboxPaths;
+use crate::platform::{Daemon, Platform};
+use crate::saved::SavedSandbox;
+use bulkhead_model::snapshot::{Counters, Phase};
+use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
+use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
+use bulkhead_vmm::{Vm, Vmm};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// What happens without being asked for.
+#[derive(Debug)]
+pub enum Event {
+    /// A process ended in the guest.
+    Exited {
+        /// Which.
+        key: ProcessKey,
+        /// How.
+        exit: GuestExit,
+    },
+    /// All output of a process that ended has reached its sinks.
+    Delivered {
+        /// Which.
+        key: ProcessKey,
+    },
+    /// A stream of a process ended: 0, 1 or 2.
+    StreamEnded {
+        /// Whose.
+        key: ProcessKey,
+        /// Which.
+        stream: u8,
+    },
+    /// A stub ended on its own.
+    StubGone {
+        /// The process it stood for.
+        key: ProcessKey,
+        /// The stub.
+        stub: HostProcess,
+    },
+    /// The VM process ended.
+    VmEnded,
+    /// The shared-filesystem daemon ended.
+    FsdEnded,
+}
+
+/// The running parts of a sandbox.
+#[derive(Clone)]
+pub struct Live {
+    /// The VM.
+    pub vm: Arc<dyn Vm>,
+    /// The agent.
+    pub guest: Arc<dyn Guest>,
+    /// The daemon.
+    pub fsd: Option<Arc<dyn Daemon>>,
+}
+
+/// What readers and side calls may hold.
+#[derive(Clone)]
+pub struct Published {
+    /// The snapshot.
+    pub snapshot: watch::Receiver<SandboxSnapshot>,
+    /// The live parts, once there are any.
+    pub live: watch::Receiver<Option<Live>>,
+}
+
+/// One sandbox.
+pub struct World {
+    /// The plan.
+    pub plan: SandboxPlan,
+    /// Where things lie.
+    pub paths: SandboxPaths,
+    /// The host.
+    pub platform: Arc<dyn Platform>,
+    /// The VMM driver.
+    pub vmm: Arc<dyn Vmm>,
+    /// What is held on the host.
+    pub journal: Journal,
+    /// The containers.
+    pub containers: BTreeMap<ContainerId, Container>,
+    /// Next stdio stream id.
+    pub next_stream: StreamId,
+    pub(crate) state: State,
+    pub(crate) phase: Phase,
+    supervisor: HostProcess,
+    events: mpsc::UnboundedSender<Event>,
+    snapshot: watch::Sender<SandboxSnapshot>,
+    live: watch::Sender<Option<Live>>,
+}
+
+impl World {
+    /// A sandbox of which nothing exists yet but its state directory.
+    pub fn new(
+        plan: SandboxPlan,
+        paths: SandboxPaths,
+        platform: Arc<dyn Platform>,
+        vmm: Arc<dyn Vmm>,
+        journal: Journal,
+        supervisor: HostProcess,
+    ) -> (Self, Published, mpsc::UnboundedReceiver<Event>) {
+        let (events, inbox) = mpsc::unbounded_channel();
+        let empty = SandboxSnapshot {
+            id: plan.id.clone(),
+            state: State::Ready,
+            phase: Phase::Planned,
+            containers: BTreeMap::new(),
+            processes: BTreeMap::from([("supervisor".into(), supervisor)]),
+            counters: Counters::default(),
+        };
+        let (snapshot, snapshots) = watch::channel(empty);
+        let (live, lives) = watch::channel(None);
+        let world = Self {
+            plan,
+            paths,
+            platform,
+            vmm,
+            journal,
+            containers: BTreeMap::new(),
+            next_stream: 1,
+            state: State::Ready,
+            phase: Phase::Planned,
+            supervisor,
+            events,
+            snapshot,
+            live,
+        };
+        (
+            world,
+            Published {
+                snapshot: snapshots,
+                live: lives,
+            },
+            inbox,
+        )
+    }
+
+    /// Boots the VM (cold). On failure, or when the future is dropped, what was acquired is in the journal:
+    /// call [`Self::tear_down`].
+    ///
+    /// # Errors
+    /// [`SandboxError::Boot`].
+    pub async fn boot(&mut self) -> Result<(), SandboxError> {
+        let yard = Yard {
+            plan: &self.plan,
+            paths: &self.paths,
+            platform: self.platform.as_ref(),
+            vmm: self.vmm.as_ref(),
+        };
+        let Ready { vm, fsd, guest } = boot::boot(yard, &mut self.journal).await?;
+        self.state = self.state.moved(State::Running)?;
+        self.phase = Phase::Ready;
+        self.go_live(Live { vm, guest, fsd });
+        self.save()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Adopts running parts and watches them.
+    pub fn go_live(&self, live: Live) {
+        let events = self.events.clone();
+        let vm = Arc::clone(&live.vm);
+        tokio::spawn(async move {
+            let exit = vm.exited().await;
+            tracing::info!(?exit, "the VM ended");
+            let _ = events.send(Event::VmEnded);
+        });
+        if let Some(fsd) = live.fsd.clone() {
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                fsd.exited().await;
+                let _ = events.send(Event::FsdEnded);
+            });
+        }
+        tokio::spawn(crate::guest_log::follow(Arc::clone(&live.guest)));
+        self.live.send_replace(Some(live));
+    }
+
+    /// The live parts.
+    ///
+    /// # Errors
+    /// [`SandboxError::NoVm`].
+    pub fn live(&self) -> Result<Live, SandboxError> {
+        self.live.borrow().clone().ok_or_else(|| SandboxError::NoVm {
+            id: self.plan.id.clone(),
+        })
+    }
+
+    /// C-23: the sandbox must be running; names the operation.
+    ///
+    /// # Errors
+    /// [`SandboxError::SandboxState`], or `Invalid` for an empty operation name.
+    pub fn must_run(&self, operation: &'static str) -> Result<(), SandboxError> {
+        if operation.is_empty() {
+            return Err(SandboxError::Invalid {
+                what: "operation",
+                value: "\"\"".into(),
+                expected: "a name",
+            });
+        }
+        if self.state == State::Running {
+            return Ok(());
+        }
+        Err(SandboxError::SandboxState {
+            operation,
+            id: self.plan.id.clone(),
+            state: self.state,
+        })
+    }
+
+    /// The container `id`.
+    ///
+    /// # Errors
+    /// [`SandboxError::NoContainer`].
+    pub fn container(&self, id: &ContainerId) -> Result<&Container, SandboxError> {
+        self.containers
+            .get(id)
+            .ok_or_else(|| SandboxError::NoContainer(id.clone()))
+    }
+
+    /// The container `id`, to change.
+    ///
+    /// # Errors
+    /// [`SandboxError::NoContainer`].
+    pub fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, SandboxError> {
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| SandboxError::NoContainer(id.clone()))
+    }
+
+    /// Watches a process in the guest: its end, its streams, its output.
+    pub fn watch(&self, key: ProcessKey, stdio: GuestStdio) -> Result<(), SandboxError> {
+        let guest = self.live()?.guest;
+        let events = self.events.clone();
+        for (number, stream) in [(0, stdio.stdin), (1, stdio.stdout), (2, stdio.stderr)] {
+            if stream == 0 {
+                continue;
+            }
+            let (guest, events, key) = (Arc::clone(&guest), events.clone(), key.clone());
+            tokio::spawn(async move {
+                guest.stream_ended(stream).await;
+                let _ = events.send(Event::StreamEnded { key, stream: number });
+            });
+        }
+        tokio::spawn(async move {
+            // A connection that ended is told apart by the VM's end, which has an event of its own.
+            let Ok(exit) = guest.wait(&key).await else { return };
+            let _ = events.send(Event::Exited {
+                key: key.clone(),
+                exit,
+            });
+            let _ = guest.delivered(stdio.stdout, exit.stdout_offset).await;
+            let _ = guest.delivered(stdio.stderr, exit.stderr_offset).await;
+            let _ = events.send(Event::Delivered { key });
+        });
+        Ok(())
+    }
+
+    /// Moves the sandbox to `to` and makes it durable (C-02: the in-memory state stands if saving fails).
+    ///
+    /// # Errors
+    /// [`SandboxError::Move`] or the save's.
+    pub fn advance(&mut self, to: State) -> Result<(), SandboxError> {
+        self.state = self.state.moved(to)?;
+        self.save()
+    }
+
+    /// Makes the state durable.
+    ///
+    /// # Errors
+    /// Host errors naming the file.
+    pub fn save(&self) -> Result<(), SandboxError> {
+        let path = self.paths.state();
+        SavedSandbox::of(self)
+            .write(&path)
+            .map_err(|e| SandboxError::host("saving", path, e))
+    }
+
+    /// Lets readers see the present.
+    pub fn publish(&self) {
+        let mut processes = BTreeMap::from([("supervisor".to_owned(), self.supervisor)]);
+        let mut counters = Counters::default();
+        if let Some(live) = self.live.borrow().as_ref() {
+            processes.insert("vmm".into(), live.vm.process());
+            counters.qmp = live.vm.round_trips();
+            counters.agent = live.guest.calls();
+            counters.spawned = 1;
+            if let Some(fsd) = &live.fsd {
+                processes.insert("fsd".into(), fsd.process());
+                counters.spawned += 1;
+            }
+        }
+        self.snapshot.send_replace(SandboxSnapshot {
+            id: self.plan.id.clone(),
+            state: self.state,
+            phase: self.phase,
+            containers: self
+                .containers
+                .iter()
+                .map(|(id, c)| (id.clone(), c.snapshot()))
+                .collect(),
+            processes,
+            counters,
+        });
+    }
+
+    /// Takes in something that happened.
+    pub async fn happened(&mut self, event: Event) {
+        match event {
+            Event::Exited { key, exit } => {
+                if exit.out_of_memory {
+                    tracing::warn!(process = %key, "out of memory in the guest");
+                }
+                self.process_exited(&key, exit.status);
+            }
+            Event::Delivered { key } => self.delivered(&key).await,
+            Event::StreamEnded { key, stream } => {
+                if let Some(process) = self.process(&key) {
+                    process.tell(crate::Notice::StreamEnded { stream });
+                }
+            }
+            Event::StubGone { key, stub } => self.stub_gone(&key, stub).await,
+            Event::VmEnded => self.vm_ended(),
+            Event::FsdEnded => {
+                if self.phase == Phase::Ready {
+                    tracing::error!(
+                        "the shared-filesystem daemon ended: the VM cannot go on without its files"
+                    );
+                    if let Ok(live) = self.live() {
+                        let killed = live.vm.kill(crate::lifecycle::KILL_DEADLINE).await;
+                        if let Err(error) = killed {
+                            tracing::error!(%error, "ending the VM");
+                        }
+                    }
+                    self.vm_ended();
+                }
+            }
+        }
+    }
+
+    fn process(&self, key: &ProcessKey) -> Option<&crate::container::Process> {
+        self.containers.get(&key.container)?.process(key.exec.as_ref())
+    }
+
+    /// Records the end of a process; the container stops with its own.
+    fn process_exited(&mut self, key: &ProcessKey, status: ExitStatus) {
+        let now = self.platform.now_ns();
+        let Some(container) = self.containers.get_mut(&key.container) else {
+            return;
+        };
+        let Some(process) = container.process_mut(key.exec.as_ref()) else {
+            return;
+        };
+        if process.exit.is_some() {
+            return;
+        }
+        process.exit = Some(status);
+        process.exited_ns = Some(now);
+        if key.exec.is_none() && container.state() != State::Stopped {
+            // Every state but stopped has a move to stopped.
+            if let Err(error) = container.advance(State::Stopped) {
+                tracing::error!(%error, container = %key.container, "recording an exit");
+            }
+        }
+        self.save_logged();
+        self.publish();
+    }
+
+    async fn delivered(&mut self, key: &ProcessKey) {
+        let Some(container) = self.containers.get_mut(&key.container) else {
+            return;
+        };
+        let Some(process) = container.process_mut(key.exec.as_ref()) else {
+            return;
+        };
+        process.delivered = true;
+        if let Some(status) = process.exit {
+            process.tell(crate::Notice::Exited { status });
+        }
+        self.save_logged();
+        self.publish();
+        if key.exec.is_some()
+            && let Ok(live) = self.live()
+            && let Err(error) = live.guest.forget(key).await
+        {
+            tracing::debug!(%error, process = %key, "letting the agent forget an exec");
+        }
+    }
+
+    /// SIGKILL to a stub kills what it stands for.
+    async fn stub_gone(&mut self, key: &ProcessKey, stub: HostProcess) {
+        let Some(container) = self.containers.get_mut(&key.container) else {
+            return;
+        };
+        let Some(process) = container.process_mut(key.exec.as_ref()) else {
+            return;
+        };
+        if process.host != Some(stub) {
+            return;
+        }
+        process.notices = None;
+        if process.exit.is_some() {
+            return;
+        }
+        tracing::info!(process = %key, "its stub ended: killing it");
+        if let Ok(live) = self.live()
+            && let Err(error) = live.guest.signal(key, libc_sigkill(), key.exec.is_none()).await
+        {
+            tracing::warn!(%error, process = %key, "killing a process whose stub ended");
+        }
+    }
+
+    /// Without a VM every process has ended by SIGKILL.
+    pub(crate) fn vm_ended(&mut self) {
+        if self.live.send_replace(None).is_none() {
+            return;
+        }
+        if self.state != State::Stopped
+            && let Err(error) = self.state.moved(State::Stopped).map(|now| self.state = now)
+        {
+            tracing::error!(%error, "recording the end of the VM");
+        }
+        self.phase = Phase::Gone;
+        self.all_exited();
+        self.save_logged();
+        self.publish();
+    }
+
+    /// Marks every process as killed and tells the stubs.
+    pub(crate) fn all_exited(&mut self) {
+        let keys: Vec<ProcessKey> = self
+            .containers
+            .iter()
+            .flat_map(|(id, c)| {
+                c.execs
+                    .keys()
+                    .map(|exec| Some(exec.clone()))
+                    .chain([None])
+                    .map(|exec| ProcessKey {
+                        container: id.clone(),
+                        exec,
+                    })
+            })
+            .collect();
+        for key in keys {
+            self.process_exited(&key, ExitStatus::Signal(libc_sigkill() as u8));
+            if let Some(process) = self
+                .containers
+                .get_mut(&key.container)
+                .and_then(|c| c.process_mut(key.exec.as_ref()))
+                && !process.delivered
+            {
+                process.delivered = true;
+                if let Some(status) = process.exit {
+                    process.tell(crate::Notice::Exited { status });
+                }
+            }
+        }
+    }
+
+    /// Saves where nobody can be told; the failure is logged.
+    pub(crate) fn save_logged(&self) {
+        if let Err(error) = self.save() {
+            tracing::error!(error = %bulkhead_model::failure::chain(&error), "saving state");
+        }
+    }
+}
+
+/// `SIGKILL`, signal(7).
+pub(crate) const fn libc_sigkill() -> i32 {
+    9
+}
