@@ -1,3 +1,28 @@
 //! bulkhead.
 
-fn main() {}
+mod guest;
+
+use std::process::ExitCode;
+
+#[derive(clap::Parser)]
+struct Guest {
+    #[command(subcommand)]
+    command: guest::GuestCommand,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next().as_deref().and_then(|a| a.to_str()) {
+        Some("guest") => {
+            let parsed = <Guest as clap::Parser>::parse_from(std::env::args_os().skip(1));
+            match guest::run(&parsed.command, &mut std::io::stdout()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        _ => ExitCode::FAILURE,
+    }
+}
