@@ -4,5 +4,6 @@
 //! probe, by `cli`.
 
 pub mod machine;
+pub mod qmp;
 
 pub use machine::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};

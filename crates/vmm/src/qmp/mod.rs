@@ -1,0 +1,15 @@
+//! QMP, the machine protocol of QEMU: one JSON value per line, both ways.
+//!
+//! ```text
+//!  QmpClient::connect ─► greeting ─► qmp_capabilities ─► execute … ─► closed (the VMM ended)
+//!                                        events ─► broadcast
+//! ```
+//!
+//! Owns: framing, ids, deadlines, descriptor passing, events. Never: knows what a device is, decides by
+//! the text of an error. Called by `qemu`. Source: QEMU docs/interop/qmp-spec.txt (7.2).
+
+mod client;
+mod message;
+
+pub use client::{QmpClient, QmpError};
+pub use message::{Message, QmpEvent, Refusal};
