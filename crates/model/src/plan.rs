@@ -85,6 +85,9 @@ pub struct SandboxPlan {
     /// `cgroups_path` is a systemd `slice:prefix:name` (`--systemd-cgroup`).
     #[serde(default)]
     pub systemd_cgroup: bool,
+    /// Kubernetes empty-dir volumes are shared with the host, not made in the guest (C-35).
+    #[serde(default)]
+    pub share_empty_dirs: bool,
     /// Experimental features that are switched on (O-14).
     #[serde(default)]
     pub experimental: Vec<String>,

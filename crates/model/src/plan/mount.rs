@@ -17,3 +17,15 @@ pub struct MountPlan {
     /// True if an option is exactly `ro`.
     pub readonly: bool,
 }
+
+impl MountPlan {
+    /// Whether it is a bind mount: by its type, or by the option `bind` or `rbind`, which engines also use.
+    #[must_use]
+    pub fn is_bind(&self) -> bool {
+        self.fstype == "bind"
+            || self
+                .options
+                .iter()
+                .any(|option| option == "bind" || option == "rbind")
+    }
+}
