@@ -225,7 +225,7 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
                     listener,
                     share: paths.share(),
                     shared_fs: plan.vm.shared_fs.clone(),
-                    marker: paths.marker.clone(),
+                    marker: format!("{}/fsd", paths.marker),
                     cgroup_procs: ready.cgroup_procs.clone(),
                     stderr: pipe("fsd")?,
                 })
@@ -272,7 +272,7 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
             data_listener: ready.data.listener,
             console_listener: ready.console.listener,
             stderr: pipe("vmm")?,
-            marker: paths.marker.clone(),
+            marker: format!("{}/vmm", paths.marker),
             cgroup_procs: ready.cgroup_procs,
             netns: ready.netns,
         })

@@ -15,6 +15,12 @@ pub enum SandboxError {
     /// The container is unknown.
     #[error("container {0} does not exist")]
     NoContainer(ContainerId),
+    /// The sandbox never came to be, or is no more.
+    #[error("container {id} does not exist: its sandbox was never completed and has been cleaned up")]
+    Gone {
+        /// The sandbox.
+        id: SandboxId,
+    },
     /// The process is unknown.
     #[error("process {0} does not exist")]
     NoProcess(String),
@@ -117,7 +123,7 @@ impl SandboxError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::NoContainer(_) | Self::NoProcess(_) => FailureKind::NotFound,
+            Self::NoContainer(_) | Self::NoProcess(_) | Self::Gone { .. } => FailureKind::NotFound,
             Self::InUse { .. } => FailureKind::AlreadyExists,
             Self::SandboxState { .. } | Self::ContainerState { .. } | Self::Move(_) => {
                 FailureKind::FailedPrecondition

@@ -66,6 +66,7 @@ impl Layout {
             .collect();
         SandboxPaths {
             dir: self.sandboxes().join(id.as_str()),
+            containers: self.containers(),
             sockets: Path::new(SOCKET_BASE).join(&marker),
             marker,
         }
@@ -83,9 +84,11 @@ impl Layout {
 pub struct SandboxPaths {
     /// State directory.
     pub dir: PathBuf,
+    /// Directory of the container → sandbox map (K-01).
+    pub containers: PathBuf,
     /// Socket directory.
     pub sockets: PathBuf,
-    /// 16 hexadecimal digits: value of `BULKHEAD_SANDBOX` in the environment of its processes.
+    /// 16 hexadecimal digits: `BULKHEAD_SANDBOX=<marker>/<role>` stands in the environment of its processes.
     pub marker: String,
 }
 

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod platform;
+mod recover;
 pub mod saved;
 pub mod share;
 mod side;

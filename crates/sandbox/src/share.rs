@@ -207,23 +207,15 @@ fn shm_mount(old: &oci::Mount, bytes: u64) -> oci::Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_model::{ContainerId, RootfsPlan};
 
     fn container(mounts: Vec<oci::Mount>) -> ContainerPlan {
         let mut spec = oci::Spec::default();
         spec.set_mounts(Some(mounts));
-        ContainerPlan {
-            id: ContainerId::new("c1").unwrap(),
-            bundle: "/b".into(),
-            rootfs: RootfsPlan {
-                path: "/b/rootfs".into(),
-                readonly: false,
-            },
-            spec,
-            creates_sandbox: true,
-            no_pivot: false,
-            no_new_keyring: false,
-        }
+        serde_json::from_value(serde_json::json!({
+            "id": "c1", "bundle": "/b", "rootfs": {"path": "/b/rootfs", "readonly": false},
+            "spec": spec, "creates_sandbox": true,
+        }))
+        .unwrap()
     }
 
     fn bind(source: &str, destination: &str) -> oci::Mount {

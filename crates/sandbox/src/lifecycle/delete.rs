@@ -1,6 +1,8 @@
 //! delete (C-15) and the end of the sandbox.
 
 use crate::error::SandboxError;
+use crate::journal::Resource;
+use crate::map::ContainerMap;
 use crate::world::World;
 use bulkhead_model::snapshot::Phase;
 use bulkhead_model::{ContainerId, State};
@@ -40,6 +42,7 @@ impl World {
             return Ok(true);
         }
         self.containers.remove(id);
+        self.forget_mapping(id);
         self.save()?;
         self.publish();
         Ok(false)
@@ -75,7 +78,25 @@ impl World {
                 }
             }
         }
+        if failures.is_empty() {
+            let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
+            for id in &ids {
+                self.forget_mapping(id);
+            }
+            // Last: from here on the id is free.
+            if let Err(error) = self.platform.undo(&Resource::Directory {
+                path: self.paths.dir.clone(),
+            }) {
+                failures.push(format!("{}: {error}", self.paths.dir.display()));
+            }
+        }
         self.containers.clear();
         failures
+    }
+
+    fn forget_mapping(&self, id: &ContainerId) {
+        if let Err(error) = ContainerMap::new(&self.paths.containers).remove(id) {
+            tracing::warn!(%error, container = %id, "removing its entry from the container map");
+        }
     }
 }
