@@ -4,6 +4,12 @@
 //! clean up after themselves. Never knows what a sandbox is, never logs, never needs an async runtime.
 //! Everything here may be used by the guest agent too, except where a module says otherwise.
 
+pub mod cgroup;
 pub mod deadline;
 pub mod fdpass;
+pub mod inherited;
+pub mod mount;
+pub mod netns;
 pub mod process;
+pub mod pty;
+pub mod signals;
