@@ -19,6 +19,7 @@ pub mod options;
 pub mod overrides;
 mod plan;
 pub mod pod;
+pub mod reference;
 mod sizing;
 mod source;
 mod spec;
