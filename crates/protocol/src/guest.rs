@@ -257,6 +257,11 @@ pub trait Guest: Send + Sync {
     fn connect_input(&self, stream: StreamId, source: OwnedFd) -> Result<(), GuestError>;
     /// Ends an input stream as if its source had ended.
     fn close_input(&self, stream: StreamId);
-    /// Resolves when `stream` has ended in either direction.
+    /// Drops a stream whose process was never started, or that nobody cares for any more: its descriptor is
+    /// closed, and what still comes on it is discarded.
+    fn disconnect(&self, stream: StreamId) {
+        let _ = stream;
+    }
+    /// Resolves when `stream` has ended in either direction, or the connection has.
     async fn stream_ended(&self, stream: StreamId);
 }

@@ -9,6 +9,12 @@
 //! Owns: the two devices, the hello to each new host connection, the streams' unacknowledged bytes.
 //! Never: knows what a container is. Called by `agent`.
 
+mod control;
+mod detached;
 mod endpoint;
+mod input;
+mod mux;
+mod output;
+mod port;
 
 pub use endpoint::{Endpoint, EndpointError};

@@ -1,0 +1,78 @@
+//! Keeps a service method running when its caller is gone.
+//!
+//! The ttrpc server drops the futures of a connection that ended. A half-made container is worse than an answer
+//! nobody hears: each call runs in a task of its own, and the host asks again with the same request id.
+//!
+//! Owns: nothing. Called by the ttrpc server; calls the agent's service.
+
+use crate::api::agent::{
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
+    ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
+    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    WaitResponse,
+};
+use crate::api::agent_ttrpc::Agent;
+use crate::refusal::refuse;
+use async_trait::async_trait;
+use bulkhead_model::FailureKind;
+use std::sync::Arc;
+use ttrpc::r#async::TtrpcContext;
+
+pub(super) struct Detached(pub(super) Arc<dyn Agent + Send + Sync>);
+
+macro_rules! detached {
+    ($($method:ident($request:ty) -> $response:ty;)*) => {
+        #[async_trait]
+        impl Agent for Detached {
+            $(async fn $method(&self, context: &TtrpcContext, request: $request) -> ttrpc::Result<$response> {
+                let service = Arc::clone(&self.0);
+                let context = copy(context);
+                tokio::spawn(async move { service.$method(&context, request).await })
+                    .await
+                    .unwrap_or_else(|error| Err(refuse(
+                        FailureKind::Internal,
+                        format!("the agent failed in {}: {error}", stringify!($method)),
+                    )))
+            })*
+
+            // These two only wait: they end with their caller.
+            async fn wait(&self, context: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitResponse> {
+                self.0.wait(context, request).await
+            }
+            async fn next_events(
+                &self,
+                context: &TtrpcContext,
+                request: NextEventsRequest,
+            ) -> ttrpc::Result<NextEventsResponse> {
+                self.0.next_events(context, request).await
+            }
+        }
+    };
+}
+
+detached! {
+    configure(ConfigureRequest) -> Empty;
+    create_container(CreateContainerRequest) -> CreateContainerResponse;
+    start_container(ContainerRequest) -> Empty;
+    remove_container(ContainerRequest) -> Empty;
+    exec(ExecRequest) -> ExecResponse;
+    signal(SignalRequest) -> Empty;
+    forget_process(ProcessRequest) -> Empty;
+    resize_terminal(ResizeTerminalRequest) -> Empty;
+    list_processes(ContainerRequest) -> ListProcessesResponse;
+    pause(ContainerRequest) -> Empty;
+    resume(ContainerRequest) -> Empty;
+    update(UpdateRequest) -> Empty;
+    stats(ContainerRequest) -> StatsResponse;
+    online(OnlineRequest) -> OnlineResponse;
+    sync(Empty) -> Empty;
+}
+
+fn copy(context: &TtrpcContext) -> TtrpcContext {
+    let mut same = TtrpcContext::default();
+    same.mh = context.mh;
+    same.metadata.clone_from(&context.metadata);
+    same.timeout_nano = context.timeout_nano;
+    same.connection_data.clone_from(&context.connection_data);
+    same
+}
