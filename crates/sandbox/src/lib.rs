@@ -8,6 +8,7 @@ pub mod command;
 pub mod container;
 pub mod engine;
 pub mod error;
+pub mod host;
 mod guest_log;
 pub mod inspect;
 pub mod journal;

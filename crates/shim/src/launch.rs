@@ -10,18 +10,24 @@
 //! Called by `cli`.
 
 use crate::client::Client;
+use bulkhead_host::process::{MARKER, Spawn};
+use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::{Layout, SandboxPaths};
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::process::{ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a supervisor may take until its socket listens.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where programs are looked for when the caller has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a starting supervisor says on its standard output, once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -93,28 +99,32 @@ fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
 }
 
 fn spawn(layout: &Layout, id: &SandboxId, recover: bool) -> Result<(), Failure> {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command
+    let this = Path::new("/proc/self/exe");
+    let fail = |e: &dyn std::error::Error| {
+        Failure::new(FailureKind::Internal, format!("starting the supervisor of {id}: {}", chain(e)))
+    };
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| fail(&e))?;
+    let mut spawn = Spawn::new(this)
         .arg("supervisor")
         .arg("--root")
         .arg(layout.root())
         .arg("--sandbox")
-        .arg(id.as_str());
-    if recover {
-        command.arg("--recover");
+        .arg(id.as_str())
+        .env(MARKER, format!("{}/supervisor", layout.sandbox(id).marker))
+        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
+        .fd(write, 1)
+        .directory("/")
+        .new_session();
+    if let Some(config) = std::env::var_os("BULKHEAD_CONFIG") {
+        spawn = spawn.env("BULKHEAD_CONFIG", config);
     }
-    command.env("BULKHEAD_SANDBOX", layout.sandbox(id).marker);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut child = command
-        .spawn()
-        .map_err(|e| io_failure("starting", Path::new("/proc/self/exe"), &e))?;
-    let stdout = child.stdout.take();
-    // The child only forks the daemon and exits.
-    let _ = child.wait();
-    let line = stdout.map_or(Ok(Vec::new()), |out| read_line(out, START_DEADLINE))?;
+    if recover {
+        spawn = spawn.arg("--recover");
+    }
+    // The child is not waited for: it outlives this process, or ends with its sandbox and is reaped by
+    // whoever inherits it.
+    spawn.spawn().map_err(|e| fail(&e))?;
+    let line = read_line(File::from(read), START_DEADLINE)?;
     match serde_json::from_slice(&line) {
         Ok(Ready::Listening) => Ok(()),
         Ok(Ready::Failed(failure)) => Err(failure),
@@ -126,7 +136,7 @@ fn spawn(layout: &Layout, id: &SandboxId, recover: bool) -> Result<(), Failure> 
 }
 
 /// Reads until end of file or newline, at most until `deadline` from now.
-fn read_line(mut from: ChildStdout, deadline: Duration) -> Result<Vec<u8>, Failure> {
+fn read_line(mut from: File, deadline: Duration) -> Result<Vec<u8>, Failure> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let end = Instant::now() + deadline;
     let mut line = Vec::new();

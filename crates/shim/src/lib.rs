@@ -4,6 +4,9 @@
 
 pub mod client;
 pub mod launch;
+pub mod logfile;
+pub mod server;
+pub mod supervisor;
 
 pub use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths};
 pub use client::{Client, Message};

@@ -1,0 +1,251 @@
+//! The real host under the engine.
+//!
+//! Owns: one thin method for each thing of [`Platform`], on top of `bulkhead-host`. Never: order or journal.
+//! Made by the supervisor, one per sandbox.
+
+mod console;
+mod daemon;
+mod undo;
+
+pub use undo::undo;
+
+use crate::journal::Resource;
+use crate::layout::SandboxPaths;
+use crate::platform::{CgroupMade, Daemon, FsdLaunch, Platform, SocketPair};
+use async_trait::async_trait;
+use bulkhead_host::cgroup::{Cgroup, Hierarchy};
+use bulkhead_host::fdpass;
+use bulkhead_host::mount::{Propagation, Tree, propagate};
+use bulkhead_host::netns::Netns;
+use bulkhead_model::vm::Accelerator;
+use bulkhead_model::{NetworkPlan, SandboxPlan};
+use bulkhead_protocol::{Guest, GuestError};
+use console::ConsoleTail;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Memory the VMM, the daemon and the stub may use beside the guest's, in MiB: QEMU's own heap, its
+/// translation buffer, page tables.
+const OVERHEAD_MIB: u64 = 384;
+
+/// Cgroup v1 resources the sandbox's processes are put into (K-03).
+const RESOURCES: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
+
+/// Gives this process a mount namespace of its own: mounts of the host still come in, ours never get out, and
+/// all of them end with the last process in it. Called before any thread is started.
+///
+/// # Errors
+/// unshare(2) and mount(2).
+pub fn own_mounts() -> io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    propagate(Path::new("/"), Propagation::Slave, true).map_err(io::Error::other)
+}
+
+/// This host.
+pub struct RealHost {
+    accelerator: Accelerator,
+    console: ConsoleTail,
+}
+
+impl RealHost {
+    /// Looks at the host.
+    ///
+    /// # Errors
+    /// When it cannot be told how guest code would run.
+    pub fn new(accelerator: Accelerator) -> Self {
+        Self { accelerator, console: ConsoleTail::default() }
+    }
+
+    fn cgroup(plan: &SandboxPlan) -> io::Result<Option<Cgroup>> {
+        let Some(path) = plan.cgroups_path.as_deref().filter(|path| !path.is_empty()) else {
+            return Ok(None);
+        };
+        let expanded;
+        let path = if plan.systemd_cgroup {
+            expanded = bulkhead_host::cgroup::expand_systemd(path).map_err(io::Error::other)?;
+            &expanded
+        } else {
+            path
+        };
+        let hierarchy = Hierarchy::detect().map_err(io::Error::other)?;
+        Cgroup::plan(&hierarchy, path, None, &RESOURCES).map(Some).map_err(io::Error::other)
+    }
+}
+
+#[async_trait]
+impl Platform for RealHost {
+    fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    fn now_ns(&self) -> u64 {
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .ok()
+            .and_then(|since| u64::try_from(since.as_nanos()).ok())
+            .unwrap_or(0)
+    }
+
+    fn entropy(&self) -> io::Result<Vec<u8>> {
+        use std::io::Read;
+        let mut seed = vec![0; 64];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
+        Ok(seed)
+    }
+
+    fn make_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    fn plan_cgroup(&self, plan: &SandboxPlan) -> io::Result<Vec<PathBuf>> {
+        let Some(cgroup) = Self::cgroup(plan)? else { return Ok(Vec::new()) };
+        let mut wanted = Vec::new();
+        for directory in cgroup.directories() {
+            // Deepest first; an ancestor that is there already is not ours.
+            wanted.extend(directory.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned));
+            if directory.exists() {
+                continue;
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn make_cgroup(&self, plan: &SandboxPlan, _paths: &[PathBuf]) -> io::Result<CgroupMade> {
+        let Some(cgroup) = Self::cgroup(plan)? else { return Ok(CgroupMade::default()) };
+        let created = cgroup.create().map_err(io::Error::other)?;
+        let mut warnings: Vec<String> = created.refusals.iter().map(refusal).collect();
+        let limit = (u64::from(plan.vm.max_memory_mib.max(plan.vm.memory_mib)) + OVERHEAD_MIB) << 20;
+        if let Err(refused) = cgroup.set_memory_limit(Some(limit)) {
+            warnings.push(refusal(&refused));
+        }
+        Ok(CgroupMade { procs: cgroup.procs(), warnings })
+    }
+
+    fn listen(&self, path: &Path) -> io::Result<SocketPair> {
+        let listener = fdpass::listen(path).map_err(io::Error::other)?;
+        let client = UnixStream::connect(path)?;
+        Ok(SocketPair { listener: listener.into(), client: client.into() })
+    }
+
+    fn log_pipe(&self, source: &'static str) -> io::Result<OwnedFd> {
+        console::log_pipe(source)
+    }
+
+    fn follow_console(&self, client: OwnedFd) -> io::Result<()> {
+        self.console.follow(client)
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        self.console.lines()
+    }
+
+    fn mount_namespace(&self) -> io::Result<(u64, u64)> {
+        let meta = std::fs::metadata("/proc/self/ns/mnt")?;
+        Ok((meta.dev(), meta.ino()))
+    }
+
+    fn share_root(&self, share: &Path) -> io::Result<()> {
+        Tree::bind(share, false).and_then(|tree| tree.attach_at(share)).map_err(io::Error::other)?;
+        propagate(share, Propagation::Shared, false).map_err(io::Error::other)
+    }
+
+    fn bind(&self, source: &Path, target: &Path) -> io::Result<()> {
+        // M-06: links in the source are followed on the host; the target matches what is found.
+        let resolved = source.canonicalize()?;
+        if resolved.is_dir() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(target)?;
+        } else {
+            if let Some(parent) = target.parent() {
+                std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+            }
+            std::fs::File::create(target)?;
+        }
+        Tree::bind(&resolved, true).and_then(|tree| tree.attach_at(target)).map_err(io::Error::other)
+    }
+
+    async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
+        daemon::spawn(launch)
+    }
+
+    fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>> {
+        let NetworkPlan::Existing { path } = &plan.network else { return Ok(None) };
+        let netns = Netns::open(path).map_err(io::Error::other)?;
+        if netns.is_current().map_err(io::Error::other)? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{} is the host's own network namespace: expected one of the pod's own, as a VM cannot share the host's",
+                    path.display()
+                ),
+            ));
+        }
+        netns.to_fd().map(Some)
+    }
+
+    async fn connect_guest(
+        &self,
+        control: OwnedFd,
+        data: OwnedFd,
+        offsets: &Path,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Guest>, GuestError> {
+        let stream = |fd: OwnedFd| -> io::Result<tokio::net::UnixStream> {
+            let stream = UnixStream::from(fd);
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
+        };
+        let refused = |e: io::Error| GuestError::Protocol { what: format!("its sockets: {e}") };
+        let client = bulkhead_protocol::Client::connect(
+            stream(control).map_err(refused)?,
+            stream(data).map_err(refused)?,
+            offsets,
+            deadline,
+        )
+        .await?;
+        Ok(Arc::new(client))
+    }
+
+    fn undo(&self, resource: &Resource) -> io::Result<()> {
+        undo(resource)
+    }
+}
+
+fn refusal(refused: &bulkhead_host::cgroup::LimitRefusal) -> String {
+    format!("{} to {}: {}", refused.value, refused.path.display(), refused.source)
+}
+
+/// Everything of a sandbox that a process with no memory can find: journal first, then what carries its
+/// marker. Used by gc for sandboxes whose supervisor is gone; the caller holds the lock of the state
+/// directory. Returns what could not be undone.
+#[must_use]
+pub fn sweep(paths: &SandboxPaths) -> Vec<String> {
+    let mut failures = Vec::new();
+    match crate::Journal::open(&paths.journal()) {
+        Ok(mut journal) => {
+            for (entry, resource) in journal.held() {
+                match undo(&resource) {
+                    Ok(()) => {
+                        let _ = journal.release(entry);
+                    }
+                    Err(error) => failures.push(format!("{resource:?}: {error}")),
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => failures.push(format!("{}: {error}", paths.journal().display())),
+    }
+    if let Err(error) = undo::end_marked(&paths.marker, None) {
+        failures.push(format!("processes of {}: {error}", paths.marker));
+    }
+    for path in [&paths.sockets, &paths.dir] {
+        if let Err(error) = undo(&Resource::Directory { path: path.clone() }) {
+            failures.push(format!("{}: {error}", path.display()));
+        }
+    }
+    failures
+}

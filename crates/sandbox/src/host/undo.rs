@@ -1,0 +1,165 @@
+//! Undoing one acquired thing, from its journal entry alone.
+//!
+//! Owns: the way back for each kind of resource. Never: which ones (the journal's). Called by a live engine and
+//! by processes with no memory of the acquisition.
+
+use crate::journal::Resource;
+use bulkhead_host::process::{alive, marked, signal_exact, wait_gone};
+use bulkhead_host::{cgroup, mount};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a killed process may take to be gone, and a cgroup to be empty.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+
+const SIGKILL: i32 = 9;
+
+/// Undoes `resource`; what is not there any more is success.
+///
+/// # Errors
+/// What the host says.
+pub fn undo(resource: &Resource) -> io::Result<()> {
+    match resource {
+        Resource::Directory { path } => remove_tree(path),
+        Resource::Cgroup { paths } => remove_cgroups(paths),
+        Resource::Process { process: Some(process), .. } => end(process.pid, process.start_time),
+        // Known by what its environment says: the start was not recorded.
+        Resource::Process { role, process: None } => end_unrecorded(role),
+        Resource::Mount { path, namespace, .. } => unmount(path, *namespace),
+        Resource::Link { .. } => Ok(()),
+    }
+}
+
+fn end(pid: i32, start_time: u64) -> io::Result<()> {
+    if !signal_exact(pid, start_time, SIGKILL).map_err(io::Error::other)? {
+        return Ok(());
+    }
+    reap(pid);
+    if wait_gone(pid, start_time, END_DEADLINE).map_err(io::Error::other)? {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} is still there after SIGKILL")))
+}
+
+/// If it is our child and nobody watches it any more, its status is taken here.
+fn reap(pid: i32) {
+    let _ = nix::sys::wait::waitpid(
+        nix::unistd::Pid::from_raw(pid),
+        Some(nix::sys::wait::WaitPidFlag::WNOHANG),
+    );
+}
+
+fn end_unrecorded(role: &str) -> io::Result<()> {
+    // Only a supervisor between intent and record, or one that takes over, comes here: its own marker says
+    // which sandbox it is.
+    let Ok(mine) = std::env::var(bulkhead_host::process::MARKER) else { return Ok(()) };
+    let sandbox = mine.split('/').next().unwrap_or_default();
+    end_marked(sandbox, Some(role))
+}
+
+/// Ends the processes that carry a sandbox's marker, or those of one role.
+pub(super) fn end_marked(marker: &str, role: Option<&str>) -> io::Result<()> {
+    let me = nix::unistd::getpid().as_raw();
+    let mut first = Ok(());
+    for (pid, start_time, value) in marked(None)? {
+        let (sandbox, its_role) = value.split_once('/').unwrap_or((value.as_str(), ""));
+        if sandbox != marker || role.is_some_and(|role| role != its_role) || pid == me {
+            continue;
+        }
+        if let Err(error) = end(pid, start_time)
+            && first.is_ok()
+        {
+            first = Err(error);
+        }
+    }
+    first
+}
+
+fn remove_cgroups(paths: &[std::path::PathBuf]) -> io::Result<()> {
+    let mut first = Ok(());
+    for path in paths {
+        if let Err(error) = cgroup::remove(path, END_DEADLINE)
+            && first.is_ok()
+        {
+            first = Err(io::Error::other(error));
+        }
+    }
+    first
+}
+
+fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
+    let ours = std::fs::metadata("/proc/self/ns/mnt")?;
+    if (ours.dev(), ours.ino()) == namespace {
+        while is_mount_point(path)? {
+            mount::unmount(path).map_err(io::Error::other)?;
+        }
+    }
+    // In another namespace it ends with that namespace's last process. The empty mount point goes here.
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let all = mount::read(None).map_err(io::Error::other)?;
+    Ok(all.iter().any(|mount| mount.target == path))
+}
+
+/// Removes a directory of ours; refuses while anything is mounted at or below it, since that would remove
+/// what belongs to others.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let all = mount::read(None).map_err(io::Error::other)?;
+    if let Some(mounted) = all.iter().find(|mount| mount.target.starts_with(path)) {
+        return Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is still mounted: expected nothing below {}", mounted.target.display(), path.display()),
+        ));
+    }
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a recorded process still runs.
+#[must_use]
+pub fn runs(process: bulkhead_model::HostProcess) -> bool {
+    alive(process.pid, process.start_time).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_host::process::Spawn;
+    use bulkhead_model::HostProcess;
+
+    #[test]
+    fn what_is_not_there_is_success() {
+        undo(&Resource::Directory { path: "/run/bulkhead-absent/x".into() }).unwrap();
+        undo(&Resource::Cgroup { paths: vec!["/sys/fs/cgroup/absent/absent".into()] }).unwrap();
+        let gone = HostProcess { pid: i32::MAX - 1, start_time: 1 };
+        undo(&Resource::Process { role: "vmm".into(), process: Some(gone) }).unwrap();
+        undo(&Resource::Mount { path: "/absent/m".into(), namespace: (0, 0), container: None }).unwrap();
+    }
+
+    #[test]
+    fn a_process_is_ended_only_if_it_is_the_same() {
+        let child = Spawn::new("/bin/sleep").arg("600").spawn().unwrap().child;
+        let other = HostProcess { pid: child.pid(), start_time: child.start_time() + 1 };
+        undo(&Resource::Process { role: "vmm".into(), process: Some(other) }).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "another process's entry must not end this one");
+        let same = HostProcess { pid: child.pid(), start_time: child.start_time() };
+        undo(&Resource::Process { role: "vmm".into(), process: Some(same) }).unwrap();
+        assert!(!runs(same));
+    }
+}

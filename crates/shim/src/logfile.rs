@@ -1,0 +1,97 @@
+//! The sandbox log: one bounded file of JSON lines, written by the supervisor only.
+//!
+//! Owns: size and rotation (`log`, `log.1`). Never: what is logged. Called through `tracing`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Largest size of one log file in bytes; there are at most two.
+pub const MAX_LOG_BYTES: u64 = 2 << 20;
+
+/// A log that never grows beyond twice [`MAX_LOG_BYTES`].
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    written: u64,
+}
+
+impl LogFile {
+    /// Opens the log at `path` for appending.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let written = file.metadata()?.len();
+        Ok(Self { path: path.to_owned(), file, written })
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        std::fs::rename(&self.path, self.path.with_extension("1"))?;
+        *self = Self::open(&self.path)?;
+        Ok(())
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.written > 0 && self.written + bytes.len() as u64 > MAX_LOG_BYTES {
+            self.rotate()?;
+        }
+        let count = self.file.write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Sends everything traced from here on to `path`. Called once per process.
+///
+/// # Errors
+/// When the file cannot be opened or tracing is set up already.
+pub fn start(path: &Path, debug: bool) -> io::Result<()> {
+    let file = Arc::new(Mutex::new(LogFile::open(path)?));
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_max_level(level)
+        .with_target(false)
+        .with_current_span(true)
+        .with_span_list(false)
+        .with_writer(file)
+        .try_init()
+        .map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_bounded_and_keeps_the_newest() {
+        let dir = std::env::temp_dir().join(format!("bulkhead-log-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("log");
+        let mut log = LogFile::open(&path).unwrap();
+        let line = [b'x'; 1024];
+        for _ in 0..5 * 1024 {
+            log.write_all(&line).unwrap();
+        }
+        log.write_all(b"last\n").unwrap();
+        let total: u64 = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!(total <= 2 * MAX_LOG_BYTES, "{total}");
+        assert!(std::fs::read(&path).unwrap().ends_with(b"last\n"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,161 @@
+//! The supervisor process: one per sandbox, started by `launch`, ends with its sandbox.
+//!
+//! ```text
+//!  lock state dir ─► own mount namespace ─► log ─► socket ─► "listening" ─► engine ─► gone
+//! ```
+//!
+//! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
+
+use crate::launch::Ready;
+use crate::{logfile, server};
+use bulkhead_model::{Failure, FailureKind, HostProcess, SandboxId, SandboxPlan};
+use bulkhead_sandbox::host::RealHost;
+use bulkhead_sandbox::{Beginning, Engine, Journal, Layout, Platform, Resource, SandboxPaths, World};
+use bulkhead_vmm::qemu::Qemu;
+use nix::fcntl::{Flock, FlockArg};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What the hidden verb was given.
+struct Arguments {
+    root: PathBuf,
+    sandbox: SandboxId,
+    recover: bool,
+}
+
+/// Runs the hidden verb `supervisor`; `arguments` are those after the verb.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let result = parse(arguments).and_then(|arguments| run(&arguments));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&Ready::Failed(failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Failure> {
+    let bad = |what: String| Failure::new(FailureKind::InvalidArgument, format!("supervisor: {what}"));
+    let (mut root, mut sandbox, mut recover) = (None, None, false);
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--root") => root = arguments.next().map(PathBuf::from),
+            Some("--sandbox") => sandbox = arguments.next().and_then(|id| id.into_string().ok()),
+            Some("--recover") => recover = true,
+            _ => return Err(bad(format!("unknown argument {argument:?}"))),
+        }
+    }
+    let sandbox = SandboxId::new(sandbox.unwrap_or_default()).map_err(|e| bad(e.to_string()))?;
+    let root = root.ok_or_else(|| bad("--root is missing".into()))?;
+    Ok(Arguments { root, sandbox, recover })
+}
+
+/// The start protocol's only line; standard output is of no use afterwards.
+fn say(ready: &Ready) {
+    if let Ok(mut line) = serde_json::to_vec(ready) {
+        line.push(b'\n');
+        // A launcher that is gone will not read it.
+        let _ = io::stdout().write_all(&line);
+        let _ = io::stdout().flush();
+    }
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let layout = Layout::new(&arguments.root);
+    let paths = layout.sandbox(&arguments.sandbox);
+    let fail = |step: &str, error: io::Error| {
+        Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
+    };
+    let _lock = lock(&paths).map_err(|e| fail("locking its state directory", e))?;
+    let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
+    bulkhead_sandbox::host::own_mounts().map_err(|e| fail("making its mount namespace", e))?;
+    logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .map_err(|e| fail("starting its runtime", e))?;
+    let failures = runtime.block_on(supervise(arguments, plan, paths))?;
+    for failure in &failures {
+        tracing::error!(failure, "left behind");
+    }
+    Ok(())
+}
+
+fn lock(paths: &SandboxPaths) -> io::Result<Flock<File>> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(paths.lock())?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+fn read_plan(paths: &SandboxPaths) -> io::Result<SandboxPlan> {
+    Ok(serde_json::from_slice(&std::fs::read(paths.plan())?)?)
+}
+
+fn this_process() -> io::Result<HostProcess> {
+    let pid = nix::unistd::getpid().as_raw();
+    let start_time = bulkhead_host::process::start_time(pid)
+        .map_err(io::Error::other)?
+        .ok_or_else(|| io::Error::other("this process has no start time"))?;
+    Ok(HostProcess { pid, start_time })
+}
+
+async fn supervise(
+    arguments: &Arguments,
+    plan: SandboxPlan,
+    paths: SandboxPaths,
+) -> Result<Vec<String>, Failure> {
+    let fail = |step: &str, error: io::Error| {
+        Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
+    };
+    let platform: Arc<dyn Platform> =
+        Arc::new(RealHost::new(accelerator));
+    let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
+    if !arguments.recover {
+        journal
+            .intend(Resource::Directory { path: paths.sockets.clone() })
+            .map_err(|e| fail("writing its journal", e))?;
+    }
+    platform.make_dir(&paths.sockets).map_err(|e| fail("making its socket directory", e))?;
+    let socket = paths.control_socket();
+    if arguments.recover {
+        // We hold the lock: whoever bound it is gone.
+        let _ = std::fs::remove_file(&socket);
+    }
+    let listener = bulkhead_host::fdpass::listen(&socket)
+        .map_err(io::Error::other)
+        .and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            tokio::net::UnixListener::from_std(listener)
+        })
+        .map_err(|e| fail("listening", e))?;
+    let process = this_process().map_err(|e| fail("looking at itself", e))?;
+    let (mut world, published, events) =
+        World::new(plan, paths, platform, Arc::new(Qemu::default()), journal, process);
+    let beginning = if arguments.recover {
+        world.recover().await.map_err(|error| error.failure())?;
+        Beginning::Restored
+    } else {
+        Beginning::Boot
+    };
+    let (engine, handle) = Engine::new(world, published, events);
+    let gone = CancellationToken::new();
+    let serving = tokio::spawn(server::serve(listener, handle, gone.clone()));
+    say(&Ready::Listening);
+    let failures = engine.run(beginning).await;
+    gone.cancel();
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the server task");
+    }
+    Ok(failures)
+}
