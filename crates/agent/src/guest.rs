@@ -1,0 +1,198 @@
+//! The guest as a whole: its services, its containers, its identity.
+//!
+//! Owns: the table of containers and the sandbox's shared /dev/shm. Never: speaks the wire (see `service`).
+//! Calls block.
+
+use crate::container::Container;
+use crate::engine::Engine;
+use crate::events::Events;
+use crate::launch::Refusal;
+use crate::modules::Modules;
+use crate::oom::OomWatch;
+use crate::reaper::Reaper;
+use crate::spec::Facts;
+use crate::storage::Storages;
+use crate::sys::{entropy, names};
+use bulkhead_model::FailureKind;
+use bulkhead_protocol::api::agent::{ConfigureRequest, CreateContainerRequest, Storage};
+use bulkhead_protocol::guest_end::Endpoint;
+use nix::sys::time::TimeSpec;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Where the sandbox's shared /dev/shm is mounted.
+const SHM: &str = "/run/bulkhead/shm";
+
+/// What everything in the guest uses.
+pub(crate) struct Services {
+    /// Makes processes.
+    pub(crate) engine: Box<dyn Engine>,
+    /// The wire.
+    pub(crate) endpoint: Endpoint,
+    /// Exit statuses.
+    pub(crate) reaper: Reaper,
+    /// Mounts.
+    pub(crate) storages: Storages,
+    /// Kernel modules.
+    pub(crate) modules: Arc<Modules>,
+    /// What the host is told.
+    pub(crate) events: Arc<Events>,
+    /// Out-of-memory kills.
+    pub(crate) oom: OomWatch,
+    /// Major number of the agent's own ports.
+    pub(crate) port_major: Option<u32>,
+}
+
+#[derive(Default)]
+struct Table {
+    containers: BTreeMap<String, Arc<Container>>,
+    /// Namespaces with a path are this one's.
+    first: Option<String>,
+    shm: bool,
+}
+
+/// The guest.
+pub(crate) struct Guest {
+    /// Its services.
+    pub(crate) services: Services,
+    table: Mutex<Table>,
+}
+
+impl Guest {
+    /// A guest without containers.
+    #[must_use]
+    pub(crate) fn new(services: Services) -> Self {
+        Self {
+            services,
+            table: Mutex::default(),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes on an identity; may be repeated.
+    ///
+    /// # Errors
+    /// [`Refusal`] naming the part that failed.
+    pub(crate) fn configure(&self, request: &ConfigureRequest) -> Result<(), Refusal> {
+        let services = &self.services;
+        if request.time_ns > 0 {
+            let time = TimeSpec::from_duration(Duration::from_nanos(request.time_ns));
+            nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)
+                .map_err(|errno| Refusal::internal("setting the clock", &errno))?;
+        }
+        if !request.entropy.is_empty() {
+            entropy::add(&request.entropy).map_err(|error| Refusal::internal("adding entropy", &error))?;
+        }
+        if !request.hostname.is_empty() {
+            nix::unistd::sethostname(&request.hostname)
+                .map_err(|errno| Refusal::internal(&format!("host name {:?}", request.hostname), &errno))?;
+        }
+        if !request.domainname.is_empty() {
+            names::set_domain(&request.domainname).map_err(|error| {
+                Refusal::internal(&format!("domain name {:?}", request.domainname), &error)
+            })?;
+        }
+        for module in &request.kernel_modules {
+            services.modules.load(module).map_err(|error| Refusal {
+                kind: FailureKind::InvalidArgument,
+                message: bulkhead_model::failure::chain(&error),
+            })?;
+        }
+        for storage in &request.storages {
+            self.add_shared(storage)?;
+        }
+        if request.shm_bytes > 0 {
+            self.add_shared(&Storage {
+                driver: "ephemeral".to_owned(),
+                options: vec![
+                    format!("size={}", request.shm_bytes),
+                    "mode=1777".to_owned(),
+                    "nosuid".to_owned(),
+                    "nodev".to_owned(),
+                    "noexec".to_owned(),
+                ],
+                mount_point: SHM.to_owned(),
+                ..Storage::default()
+            })?;
+            self.table().shm = true;
+        }
+        Ok(())
+    }
+
+    fn add_shared(&self, storage: &Storage) -> Result<(), Refusal> {
+        self.services
+            .storages
+            .add(storage, true)
+            .map_err(|error| Refusal {
+                kind: FailureKind::InvalidArgument,
+                message: bulkhead_model::failure::chain(&error),
+            })
+    }
+
+    /// Makes a container; returns the pid of its process.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is left behind then.
+    pub(crate) fn create(&self, request: &CreateContainerRequest) -> Result<i32, Refusal> {
+        let id = bulkhead_model::ContainerId::new(request.container.clone()).map_err(|error| Refusal {
+            kind: FailureKind::InvalidArgument,
+            message: error.to_string(),
+        })?;
+        let facts = {
+            let table = self.table();
+            if table.containers.contains_key(id.as_str()) {
+                return Err(Refusal {
+                    kind: FailureKind::AlreadyExists,
+                    message: format!("container {:?} exists in the guest", id.as_str()),
+                });
+            }
+            let first = table.first.as_ref().and_then(|first| table.containers.get(first));
+            Facts {
+                first: first
+                    .filter(|first| !first.init().ended())
+                    .map(|first| first.init().pid),
+                shm: table.shm.then(|| PathBuf::from(SHM)),
+                ..Facts::default()
+            }
+        };
+        let container = Arc::new(Container::make(&self.services, request, facts)?);
+        let pid = container.init().pid;
+        let mut table = self.table();
+        table.first.get_or_insert_with(|| id.as_str().to_owned());
+        table.containers.insert(id.as_str().to_owned(), container);
+        Ok(pid)
+    }
+
+    /// A container by id.
+    ///
+    /// # Errors
+    /// Not found.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
+        self.table().containers.get(id).cloned().ok_or_else(|| Refusal {
+            kind: FailureKind::NotFound,
+            message: format!("container {id:?} does not exist in the guest"),
+        })
+    }
+
+    /// Takes a container down. Unknown is success.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the container stays then, and the call can be repeated.
+    pub(crate) fn remove(&self, id: &str) -> Result<(), Refusal> {
+        let Ok(container) = self.container(id) else {
+            return Ok(());
+        };
+        container.remove(&self.services)?;
+        let mut table = self.table();
+        table.containers.remove(id);
+        if table.first.as_deref() == Some(id) {
+            table.first = None;
+        }
+        Ok(())
+    }
+}

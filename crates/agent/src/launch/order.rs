@@ -1,0 +1,75 @@
+//! What the agent asks of the fork server, and what it gets back. JSON, both in this binary.
+
+use bulkhead_model::FailureKind;
+use bulkhead_model::oci::{LinuxSeccomp, Process};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// Make a container; its process waits for its start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CreateOrder {
+    /// The name the engine library knows it by.
+    pub(crate) name: String,
+    /// Directory with `config.json`.
+    pub(crate) bundle: PathBuf,
+    /// Directory of the engine library's state.
+    pub(crate) state: PathBuf,
+    /// `MS_MOVE` in place of `pivot_root`.
+    pub(crate) no_pivot: bool,
+    /// Name of the session keyring to make, if one is to be made.
+    pub(crate) keyring: Option<String>,
+    /// It gets a terminal: the reply carries its master; else three descriptors come with the order.
+    pub(crate) terminal: bool,
+}
+
+/// Run a further process in a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ExecOrder {
+    /// A process whose namespaces are the container's.
+    pub(crate) target: i32,
+    /// The container's cgroup directory.
+    pub(crate) cgroup: PathBuf,
+    /// What to run; capabilities are filled in.
+    pub(crate) process: Process,
+    /// The filter of the container.
+    pub(crate) seccomp: Option<LinuxSeccomp>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// See [`CreateOrder`].
+    Create(CreateOrder),
+    /// See [`ExecOrder`].
+    Exec(ExecOrder),
+}
+
+/// Why a process was not started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refusal {
+    /// Its class.
+    pub(crate) kind: FailureKind,
+    /// One line.
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    /// An internal failure: `what` and the error's causes.
+    pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Self {
+        Self {
+            kind: FailureKind::Internal,
+            message: format!("{what}: {}", bulkhead_model::failure::chain(error)),
+        }
+    }
+}
+
+/// A process that was started.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// Its pid in the agent's namespace.
+    pub(crate) pid: i32,
+    /// The master of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+}

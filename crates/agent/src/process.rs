@@ -1,0 +1,112 @@
+//! One process of a container, as long as its exit status is wanted.
+//!
+//! Owns: its pid descriptor, its streams' ids, its exit. Never: its pid after the end (it may be another's).
+//! Called by `container`.
+
+use crate::cgroup::Cgroup;
+use crate::reaper::Claim;
+use crate::stdio::Streams;
+use crate::sys::{pidfd, tty};
+use bulkhead_model::ExitStatus;
+use bulkhead_protocol::guest_end::Endpoint;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Its status.
+    pub(crate) status: ExitStatus,
+    /// Bytes written to standard output (or the terminal) until then.
+    pub(crate) stdout_offset: u64,
+    /// Bytes written to standard error until then.
+    pub(crate) stderr_offset: u64,
+    /// The kernel killed something of the container for want of memory while it ran.
+    pub(crate) out_of_memory: bool,
+}
+
+/// A process that was started.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Its pid in the guest.
+    pub(crate) pid: i32,
+    /// Its streams.
+    pub(crate) streams: Streams,
+    fd: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Process {
+    /// Takes charge of `pid`, whose streams are connected.
+    #[must_use]
+    pub(crate) fn watch(
+        pid: i32,
+        streams: Streams,
+        terminal: Option<OwnedFd>,
+        claim: Claim,
+        endpoint: &Endpoint,
+        cgroup: &Arc<Cgroup>,
+    ) -> Self {
+        // Gone already if this fails; then nothing is to be signalled either.
+        let fd = pidfd::open(pid).ok();
+        let (tell, exit) = watch::channel(None);
+        let before = cgroup.oom_kills();
+        let (endpoint, cgroup) = (endpoint.clone(), cgroup.clone());
+        claim.watch(pid, move |status| {
+            tell.send_replace(Some(Exit {
+                status,
+                stdout_offset: drained(&endpoint, streams.stdout),
+                stderr_offset: drained(&endpoint, streams.stderr),
+                out_of_memory: cgroup.oom_kills() > before,
+            }));
+        });
+        Self {
+            pid,
+            streams,
+            fd,
+            terminal,
+            exit,
+        }
+    }
+
+    /// Sends a signal; one that has ended is success.
+    ///
+    /// # Errors
+    /// `EINVAL` for a signal that does not exist.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        match &self.fd {
+            Some(fd) if self.exit.borrow().is_none() => pidfd::signal(fd, signal),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the window size; without a terminal nothing is done.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        match &self.terminal {
+            Some(terminal) => tty::set_size(terminal.as_fd(), columns, rows),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub(crate) fn ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// What tells its end.
+    #[must_use]
+    pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.clone()
+    }
+}
+
+fn drained(endpoint: &Endpoint, stream: u32) -> u64 {
+    if stream == 0 { 0 } else { endpoint.drain(stream) }
+}

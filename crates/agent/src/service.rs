@@ -1,0 +1,324 @@
+//! The calls of `agent.proto`: from the wire to `guest`, and refusals back.
+//!
+//! Owns: which calls are remembered by request id. Never: does anything itself. Calls that block run on threads
+//! of their own, so one of them never holds up another.
+
+use crate::calls::Calls;
+use crate::guest::Guest;
+use crate::launch::Refusal;
+use crate::{hotplug, listing, stats, stdio};
+use async_trait::async_trait;
+use bulkhead_model::{ExitStatus, FailureKind};
+use bulkhead_protocol::api::agent::{
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
+    ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
+    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    WaitResponse,
+};
+use bulkhead_protocol::api::agent_ttrpc::Agent;
+use bulkhead_protocol::refusal::refuse;
+use std::sync::Arc;
+use ttrpc::r#async::TtrpcContext;
+
+/// What a remembered call answered.
+#[derive(Debug, Clone)]
+enum Answer {
+    Done,
+    Pid(i32),
+    Online(u32, u64),
+}
+
+type Outcome = Result<Answer, Refusal>;
+
+/// The service.
+pub(crate) struct Service {
+    guest: Arc<Guest>,
+    calls: Calls<Outcome>,
+}
+
+fn refused(refusal: Refusal) -> ttrpc::Error {
+    refuse(refusal.kind, refusal.message)
+}
+
+fn torn() -> ttrpc::Error {
+    refuse(FailureKind::Internal, "the call broke off in the agent")
+}
+
+impl Service {
+    /// Serves `guest`.
+    #[must_use]
+    pub(crate) fn new(guest: Arc<Guest>) -> Self {
+        Self {
+            guest,
+            calls: Calls::default(),
+        }
+    }
+
+    /// Runs `work` once per request id, on a thread that may block.
+    async fn once(
+        &self,
+        id: &str,
+        work: impl FnOnce(&Guest) -> Outcome + Send + 'static,
+    ) -> ttrpc::Result<Answer> {
+        let guest = self.guest.clone();
+        let run = || async move {
+            tokio::task::spawn_blocking(move || work(&guest))
+                .await
+                .unwrap_or_else(|error| {
+                    Err(Refusal {
+                        kind: FailureKind::Internal,
+                        message: format!("the call broke off in the agent: {error}"),
+                    })
+                })
+        };
+        self.calls.once(id, run).await.ok_or_else(torn)?.map_err(refused)
+    }
+
+    async fn done(
+        &self,
+        id: &str,
+        work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static,
+    ) -> ttrpc::Result<Empty> {
+        self.once(id, move |guest| work(guest).map(|()| Answer::Done))
+            .await?;
+        Ok(Empty::new())
+    }
+
+    /// A call that only reads.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Guest) -> Result<T, Refusal> + Send + 'static,
+    ) -> ttrpc::Result<T> {
+        let guest = self.guest.clone();
+        tokio::task::spawn_blocking(move || work(&guest))
+            .await
+            .map_err(|_| torn())?
+            .map_err(refused)
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| guest.configure(&request)).await
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        let id = request.request_id.clone();
+        let answer = self
+            .once(&id, move |guest| guest.create(&request).map(Answer::Pid))
+            .await?;
+        let Answer::Pid(guest_pid) = answer else {
+            return Err(torn());
+        };
+        Ok(CreateContainerResponse {
+            guest_pid,
+            ..Default::default()
+        })
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| {
+            guest.container(&request.container)?.start(&guest.services)
+        })
+        .await
+    }
+
+    async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| guest.remove(&request.container))
+            .await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
+        let id = request.request_id.clone();
+        let answer = self
+            .once(&id, move |guest| {
+                let container = guest.container(&request.container)?;
+                let stdio = request.stdio.clone().unwrap_or_default();
+                container
+                    .exec(&guest.services, &request.exec, &request.process, &stdio)
+                    .map(Answer::Pid)
+            })
+            .await?;
+        let Answer::Pid(guest_pid) = answer else {
+            return Err(torn());
+        };
+        Ok(ExecResponse {
+            guest_pid,
+            ..Default::default()
+        })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| {
+            guest
+                .container(&request.container)?
+                .signal(&request.exec, request.signal, request.all)
+        })
+        .await
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitResponse> {
+        let process = self
+            .guest
+            .container(&request.container)
+            .and_then(|it| it.process(&request.exec))
+            .map_err(refused)?;
+        let mut exit = process.exit();
+        let exit = exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| torn())?
+            .ok_or_else(torn)?;
+        let (code, signal) = match exit.status {
+            ExitStatus::Code(code) => (u32::from(code), 0),
+            ExitStatus::Signal(signal) => (0, u32::from(signal)),
+        };
+        Ok(WaitResponse {
+            code,
+            signal,
+            stdout_offset: exit.stdout_offset,
+            stderr_offset: exit.stderr_offset,
+            out_of_memory: exit.out_of_memory,
+            ..Default::default()
+        })
+    }
+
+    async fn forget_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| match guest.container(&request.container) {
+            Ok(container) => container.forget(&guest.services, &request.exec),
+            // Gone with its container.
+            Err(_) => Ok(()),
+        })
+        .await
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        let (columns, rows) = (stdio::cells(request.columns), stdio::cells(request.rows));
+        self.guest
+            .container(&request.container)
+            .and_then(|container| container.process(&request.exec))
+            .and_then(|process| {
+                process
+                    .resize(columns, rows)
+                    .map_err(|error| Refusal::internal("window size", &error))
+            })
+            .map_err(refused)?;
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let processes = self
+            .read(move |guest| {
+                let container = guest.container(&request.container)?;
+                let pids = container
+                    .cgroup()
+                    .processes()
+                    .map_err(|error| Refusal::internal("listing processes", &error))?;
+                Ok(listing::list(&pids, container.init().pid, &container.exec_pids()))
+            })
+            .await?;
+        Ok(ListProcessesResponse {
+            processes,
+            ..Default::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| {
+            guest.container(&request.container)?.freeze(true)
+        })
+        .await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| {
+            guest.container(&request.container)?.freeze(false)
+        })
+        .await
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        let id = request.request_id.clone();
+        self.done(&id, move |guest| {
+            guest
+                .container(&request.container)?
+                .update(&guest.services, &request.resources)
+        })
+        .await
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {
+        let stats = self
+            .read(move |guest| {
+                let container = guest.container(&request.container)?;
+                serde_json::to_vec(&stats::read(container.cgroup().path()))
+                    .map_err(|error| Refusal::internal("encoding statistics", &error))
+            })
+            .await?;
+        Ok(StatsResponse {
+            stats,
+            ..Default::default()
+        })
+    }
+
+    async fn online(&self, _: &TtrpcContext, request: OnlineRequest) -> ttrpc::Result<OnlineResponse> {
+        let id = request.request_id.clone();
+        let answer = self
+            .once(&id, move |_| {
+                let trouble = |error: hotplug::HotplugError| Refusal::internal("hot-plug", &error);
+                let cpus = hotplug::cpus(request.cpus).map_err(trouble)?;
+                let memory = hotplug::memory(request.memory).map_err(trouble)?;
+                Ok(Answer::Online(cpus, memory))
+            })
+            .await?;
+        let Answer::Online(cpus, memory_bytes) = answer else {
+            return Err(torn());
+        };
+        Ok(OnlineResponse {
+            cpus,
+            memory_bytes,
+            ..Default::default()
+        })
+    }
+
+    async fn next_events(
+        &self,
+        _: &TtrpcContext,
+        request: NextEventsRequest,
+    ) -> ttrpc::Result<NextEventsResponse> {
+        let events = self.guest.services.events.next(request.after).await;
+        Ok(NextEventsResponse {
+            events,
+            ..Default::default()
+        })
+    }
+
+    async fn sync(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.read(|_| {
+            nix::unistd::sync();
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+}
