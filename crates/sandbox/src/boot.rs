@@ -13,7 +13,7 @@
 use crate::error::SandboxError;
 use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
-use crate::platform::{Daemon, FsdLaunch, Platform, SocketPair};
+use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform, SocketPair};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::vm::SharedFs;
 use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
@@ -329,8 +329,18 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         data,
     } = booted;
     let deadline = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
-    let offsets = paths.offsets();
-    let hello = platform.connect_guest(control, data, &offsets, deadline);
+    let streams = paths.streams();
+    platform
+        .make_dir(&streams)
+        .map_err(|e| SandboxError::host("creating", &streams, e))?;
+    let ports = GuestPorts {
+        control,
+        data,
+        streams: &streams,
+        reattach: false,
+        deadline,
+    };
+    let hello = platform.connect_guest(ports);
     let guest = tokio::select! {
         guest = hello => guest?,
         exit = vm.exited() => return Err(ended("waiting for the agent", exit)),

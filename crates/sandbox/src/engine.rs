@@ -241,12 +241,16 @@ impl Engine {
             reply,
         } = request;
         let result = match command {
-            Command::Attach { key, .. } => {
-                if let Some(attachment) = attachment {
-                    self.desk.attachments.insert(key, attachment);
+            Command::Attach { key, .. } => match attachment {
+                Some(again) if self.world.stands_for(&key, again.stub) => {
+                    self.world.attach_again(&key, again)
                 }
-                Ok(())
-            }
+                Some(first) => {
+                    self.desk.attachments.insert(key, first);
+                    Ok(())
+                }
+                None => Ok(()),
+            },
             Command::Create { plan } => return self.create(*plan, reply).await,
             Command::Delete { id, force } => match self.world.delete(&id, force).await {
                 Ok(true) => return Some(self.end(reply).await),

@@ -118,10 +118,10 @@ impl SandboxPaths {
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
-    /// Receive offsets of output streams.
+    /// Directory in which streams remember how far they got, for a fresh supervisor.
     #[must_use]
-    pub fn offsets(&self) -> PathBuf {
-        self.dir.join("offsets")
+    pub fn streams(&self) -> PathBuf {
+        self.dir.join("streams")
     }
     /// Socket commands are sent to.
     #[must_use]

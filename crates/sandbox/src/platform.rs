@@ -49,6 +49,21 @@ pub struct FsdLaunch {
     pub stderr: OwnedFd,
 }
 
+/// The two ports of an agent, and what earlier connections left.
+#[derive(Debug)]
+pub struct GuestPorts<'a> {
+    /// Connected socket of the control port.
+    pub control: OwnedFd,
+    /// Connected socket of the data port.
+    pub data: OwnedFd,
+    /// Directory in which streams remember how far they got; exists.
+    pub streams: &'a Path,
+    /// An earlier connection may have ended in mid-sentence.
+    pub reattach: bool,
+    /// For the hello.
+    pub deadline: Duration,
+}
+
 /// Cgroups made for a sandbox.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CgroupMade {
@@ -92,14 +107,14 @@ pub trait Platform: Send + Sync {
     /// Opens the caller's network namespace, checked to be one and not the host's; `None` in the plan
     /// gives `None`.
     fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>>;
-    /// Shakes hands with the agent.
-    async fn connect_guest(
-        &self,
-        control: OwnedFd,
-        data: OwnedFd,
-        offsets: &Path,
-        deadline: Duration,
-    ) -> Result<Arc<dyn Guest>, GuestError>;
+    /// Connects to a socket that listens already.
+    fn connect(&self, path: &Path) -> io::Result<OwnedFd>;
+    /// Shakes hands with the agent. With `reattach` an earlier connection may have ended in mid-sentence.
+    async fn connect_guest(&self, ports: GuestPorts<'_>) -> Result<Arc<dyn Guest>, GuestError>;
+    /// Whether a recorded process still runs.
+    fn runs(&self, process: HostProcess) -> bool;
+    /// Watches a daemon that an earlier supervisor started.
+    fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>>;
     /// Undoes one acquisition. Something that is not there any more is success. Blocks at most a few
     /// seconds (a process is killed and its end awaited).
     fn undo(&self, resource: &Resource) -> io::Result<()>;

@@ -48,6 +48,12 @@ impl Client {
         })
     }
 
+    /// Over a connection made by someone else.
+    #[must_use]
+    pub fn from_stream(stream: UnixStream) -> Self {
+        Self { stream }
+    }
+
     /// Sends a command and waits at most `deadline` for its answer (`None`: for ever, for `Wait`).
     ///
     /// # Errors

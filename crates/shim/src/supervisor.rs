@@ -79,7 +79,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let _lock = lock(&paths).map_err(|e| fail("locking its state directory", e))?;
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
-    bulkhead_sandbox::host::own_mounts().map_err(|e| fail("making its mount namespace", e))?;
+    bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

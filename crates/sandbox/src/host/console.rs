@@ -21,7 +21,12 @@ pub(super) struct ConsoleTail(Arc<Mutex<VecDeque<String>>>);
 
 impl ConsoleTail {
     pub(super) fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 
     fn push(&self, line: &str) {
@@ -49,7 +54,10 @@ impl ConsoleTail {
 /// A pipe whose lines go to the log under `source`.
 pub(super) fn log_pipe(source: &'static str) -> io::Result<OwnedFd> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    nix::fcntl::fcntl(
+        &read,
+        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+    )?;
     let read = tokio::net::unix::pipe::Receiver::from_owned_fd(read)?;
     tokio::spawn(each_line(read, move |line| tracing::info!(source, "{line}")));
     Ok(write)
@@ -76,7 +84,10 @@ async fn each_line(from: impl AsyncRead + Unpin, mut act: impl FnMut(&str)) {
 
 /// Text without control characters: a guest must not write escapes into an operator's terminal.
 fn printable(line: &[u8]) -> String {
-    String::from_utf8_lossy(line).chars().filter(|c| !c.is_control() || *c == '\t').collect()
+    String::from_utf8_lossy(line)
+        .chars()
+        .filter(|c| !c.is_control() || *c == '\t')
+        .collect()
 }
 
 #[cfg(test)]

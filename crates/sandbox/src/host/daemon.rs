@@ -4,7 +4,7 @@
 
 use crate::platform::{Daemon, FsdLaunch};
 use async_trait::async_trait;
-use bulkhead_host::process::{Child, MARKER, Spawn};
+use bulkhead_host::process::{Child, MARKER, Spawn, open_exact};
 use bulkhead_model::HostProcess;
 use bulkhead_model::vm::SharedFs;
 use std::io;
@@ -31,10 +31,16 @@ impl Daemon for RunningDaemon {
 
 /// Starts it.
 pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
-    let SharedFs::VirtioFs { daemon: None, cache, .. } = &launch.shared_fs else {
+    let SharedFs::VirtioFs {
+        daemon: None, cache, ..
+    } = &launch.shared_fs
+    else {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("shared file system {:?}: expected virtio-fs with the built-in daemon", launch.shared_fs),
+            format!(
+                "shared file system {:?}: expected virtio-fs with the built-in daemon",
+                launch.shared_fs
+            ),
         ));
     };
     let mut spawn = Spawn::new("/proc/self/exe")
@@ -51,21 +57,31 @@ pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
     for refused in &started.cgroup_refusals {
         tracing::warn!(path = %refused.path.display(), error = %refused.source, "the daemon could not join a cgroup");
     }
-    let process = HostProcess { pid: started.child.pid(), start_time: started.child.start_time() };
-    let (sender, ended) = watch::channel(false);
-    let pidfd: OwnedFd = started.child.as_fd().try_clone_to_owned()?;
-    tokio::spawn(watch_end(started.child, pidfd, sender));
-    Ok(Box::new(RunningDaemon { process, ended }))
+    let process = HostProcess {
+        pid: started.child.pid(),
+        start_time: started.child.start_time(),
+    };
+    let pidfd = started.child.as_fd().try_clone_to_owned()?;
+    watched(process, Some(started.child), pidfd)
 }
 
-async fn watch_end(child: Child, pidfd: OwnedFd, ended: watch::Sender<bool>) {
-    // A pidfd that epoll refuses cannot be watched; then the VM's end is what ends the daemon.
-    if let Ok(watched) = AsyncFd::new(pidfd) {
-        let _ = watched.readable().await;
-        match child.try_wait() {
-            Ok(exit) => tracing::info!(?exit, "the shared-filesystem daemon ended"),
-            Err(error) => tracing::warn!(%error, "reaping the shared-filesystem daemon"),
+/// Watches one that an earlier supervisor started: whoever is its parent now reaps it.
+pub(super) fn adopt(process: HostProcess) -> io::Result<Box<dyn Daemon>> {
+    let pidfd = open_exact(process.pid, process.start_time).map_err(io::Error::other)?;
+    watched(process, None, pidfd)
+}
+
+fn watched(process: HostProcess, child: Option<Child>, pidfd: OwnedFd) -> io::Result<Box<dyn Daemon>> {
+    let pidfd = AsyncFd::new(pidfd)?;
+    let (sender, ended) = watch::channel(false);
+    tokio::spawn(async move {
+        // A pidfd is readable from its process's end on.
+        let _ = pidfd.readable().await;
+        match child.as_ref().map(Child::try_wait) {
+            Some(Err(error)) => tracing::warn!(%error, "reaping the shared-filesystem daemon"),
+            exit => tracing::info!(?exit, "the shared-filesystem daemon ended"),
         }
-        ended.send_replace(true);
-    }
+        sender.send_replace(true);
+    });
+    Ok(Box::new(RunningDaemon { process, ended }))
 }

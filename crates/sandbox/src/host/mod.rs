@@ -11,15 +11,16 @@ pub use undo::undo;
 
 use crate::journal::Resource;
 use crate::layout::SandboxPaths;
-use crate::platform::{CgroupMade, Daemon, FsdLaunch, Platform, SocketPair};
+use crate::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform, SocketPair};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
 use bulkhead_host::mount::{Propagation, Tree, propagate};
 use bulkhead_host::netns::Netns;
+use bulkhead_host::process::alive;
 use bulkhead_model::vm::Accelerator;
-use bulkhead_model::{NetworkPlan, SandboxPlan};
-use bulkhead_protocol::{Guest, GuestError};
+use bulkhead_model::{HostProcess, NetworkPlan, SandboxPlan};
+use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
 use console::ConsoleTail;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,7 +28,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Memory the VMM, the daemon and the stub may use beside the guest's, in MiB: QEMU's own heap, its
 /// translation buffer, page tables.
@@ -36,12 +37,20 @@ const OVERHEAD_MIB: u64 = 384;
 /// Cgroup v1 resources the sandbox's processes are put into (K-03).
 const RESOURCES: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
-/// Gives this process a mount namespace of its own: mounts of the host still come in, ours never get out, and
-/// all of them end with the last process in it. Called before any thread is started.
+/// Gives this process the sandbox's mount namespace: that of its running VMM, if there is one, else a new one.
+/// Mounts of the host still come in, ours never get out, and all of them end with the last process in it.
+/// Called before any thread is started.
 ///
 /// # Errors
-/// unshare(2) and mount(2).
-pub fn own_mounts() -> io::Result<()> {
+/// setns(2), unshare(2) and mount(2).
+pub fn own_mounts(paths: &SandboxPaths) -> io::Result<()> {
+    let saved = crate::SavedSandbox::read(&paths.state()).ok();
+    let vmm = saved.and_then(|saved| saved.processes.get("vmm").copied());
+    if let Some(vmm) = vmm.filter(|vmm| alive(vmm.pid, vmm.start_time).unwrap_or(false)) {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/mnt", vmm.pid))?;
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
+        return Ok(());
+    }
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     propagate(Path::new("/"), Propagation::Slave, true).map_err(io::Error::other)
 }
@@ -58,7 +67,10 @@ impl RealHost {
     /// # Errors
     /// When it cannot be told how guest code would run.
     pub fn new(accelerator: Accelerator) -> Self {
-        Self { accelerator, console: ConsoleTail::default() }
+        Self {
+            accelerator,
+            console: ConsoleTail::default(),
+        }
     }
 
     fn cgroup(plan: &SandboxPlan) -> io::Result<Option<Cgroup>> {
@@ -73,7 +85,9 @@ impl RealHost {
             path
         };
         let hierarchy = Hierarchy::detect().map_err(io::Error::other)?;
-        Cgroup::plan(&hierarchy, path, None, &RESOURCES).map(Some).map_err(io::Error::other)
+        Cgroup::plan(&hierarchy, path, None, &RESOURCES)
+            .map(Some)
+            .map_err(io::Error::other)
     }
 }
 
@@ -99,15 +113,25 @@ impl Platform for RealHost {
     }
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
     }
 
     fn plan_cgroup(&self, plan: &SandboxPlan) -> io::Result<Vec<PathBuf>> {
-        let Some(cgroup) = Self::cgroup(plan)? else { return Ok(Vec::new()) };
+        let Some(cgroup) = Self::cgroup(plan)? else {
+            return Ok(Vec::new());
+        };
         let mut wanted = Vec::new();
         for directory in cgroup.directories() {
             // Deepest first; an ancestor that is there already is not ours.
-            wanted.extend(directory.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned));
+            wanted.extend(
+                directory
+                    .ancestors()
+                    .take_while(|dir| !dir.exists())
+                    .map(Path::to_owned),
+            );
             if directory.exists() {
                 continue;
             }
@@ -116,20 +140,28 @@ impl Platform for RealHost {
     }
 
     fn make_cgroup(&self, plan: &SandboxPlan, _paths: &[PathBuf]) -> io::Result<CgroupMade> {
-        let Some(cgroup) = Self::cgroup(plan)? else { return Ok(CgroupMade::default()) };
+        let Some(cgroup) = Self::cgroup(plan)? else {
+            return Ok(CgroupMade::default());
+        };
         let created = cgroup.create().map_err(io::Error::other)?;
         let mut warnings: Vec<String> = created.refusals.iter().map(refusal).collect();
         let limit = (u64::from(plan.vm.max_memory_mib.max(plan.vm.memory_mib)) + OVERHEAD_MIB) << 20;
         if let Err(refused) = cgroup.set_memory_limit(Some(limit)) {
             warnings.push(refusal(&refused));
         }
-        Ok(CgroupMade { procs: cgroup.procs(), warnings })
+        Ok(CgroupMade {
+            procs: cgroup.procs(),
+            warnings,
+        })
     }
 
     fn listen(&self, path: &Path) -> io::Result<SocketPair> {
         let listener = fdpass::listen(path).map_err(io::Error::other)?;
         let client = UnixStream::connect(path)?;
-        Ok(SocketPair { listener: listener.into(), client: client.into() })
+        Ok(SocketPair {
+            listener: listener.into(),
+            client: client.into(),
+        })
     }
 
     fn log_pipe(&self, source: &'static str) -> io::Result<OwnedFd> {
@@ -150,7 +182,9 @@ impl Platform for RealHost {
     }
 
     fn share_root(&self, share: &Path) -> io::Result<()> {
-        Tree::bind(share, false).and_then(|tree| tree.attach_at(share)).map_err(io::Error::other)?;
+        Tree::bind(share, false)
+            .and_then(|tree| tree.attach_at(share))
+            .map_err(io::Error::other)?;
         propagate(share, Propagation::Shared, false).map_err(io::Error::other)
     }
 
@@ -158,14 +192,22 @@ impl Platform for RealHost {
         // M-06: links in the source are followed on the host; the target matches what is found.
         let resolved = source.canonicalize()?;
         if resolved.is_dir() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(target)?;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(target)?;
         } else {
             if let Some(parent) = target.parent() {
-                std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(parent)?;
             }
             std::fs::File::create(target)?;
         }
-        Tree::bind(&resolved, true).and_then(|tree| tree.attach_at(target)).map_err(io::Error::other)
+        Tree::bind(&resolved, true)
+            .and_then(|tree| tree.attach_at(target))
+            .map_err(io::Error::other)
     }
 
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
@@ -173,7 +215,9 @@ impl Platform for RealHost {
     }
 
     fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>> {
-        let NetworkPlan::Existing { path } = &plan.network else { return Ok(None) };
+        let NetworkPlan::Existing { path } = &plan.network else {
+            return Ok(None);
+        };
         let netns = Netns::open(path).map_err(io::Error::other)?;
         if netns.is_current().map_err(io::Error::other)? {
             return Err(io::Error::new(
@@ -187,27 +231,31 @@ impl Platform for RealHost {
         netns.to_fd().map(Some)
     }
 
-    async fn connect_guest(
-        &self,
-        control: OwnedFd,
-        data: OwnedFd,
-        offsets: &Path,
-        deadline: Duration,
-    ) -> Result<Arc<dyn Guest>, GuestError> {
-        let stream = |fd: OwnedFd| -> io::Result<tokio::net::UnixStream> {
-            let stream = UnixStream::from(fd);
-            stream.set_nonblocking(true)?;
-            tokio::net::UnixStream::from_std(stream)
-        };
-        let refused = |e: io::Error| GuestError::Protocol { what: format!("its sockets: {e}") };
-        let client = bulkhead_protocol::Client::connect(
-            stream(control).map_err(refused)?,
-            stream(data).map_err(refused)?,
-            offsets,
-            deadline,
-        )
+    fn connect(&self, path: &Path) -> io::Result<OwnedFd> {
+        UnixStream::connect(path).map(OwnedFd::from)
+    }
+
+    async fn connect_guest(&self, ports: GuestPorts<'_>) -> Result<Arc<dyn Guest>, GuestError> {
+        let store = StreamStore::open(ports.streams).map_err(|error| GuestError::Protocol {
+            what: format!("{}: {error}", ports.streams.display()),
+        })?;
+        let client = Client::connect(Attachment {
+            control: ports.control,
+            data: ports.data,
+            store: Arc::new(store),
+            reattach: ports.reattach,
+            deadline: ports.deadline,
+        })
         .await?;
         Ok(Arc::new(client))
+    }
+
+    fn runs(&self, process: HostProcess) -> bool {
+        alive(process.pid, process.start_time).unwrap_or(false)
+    }
+
+    fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>> {
+        daemon::adopt(process)
     }
 
     fn undo(&self, resource: &Resource) -> io::Result<()> {
@@ -216,7 +264,12 @@ impl Platform for RealHost {
 }
 
 fn refusal(refused: &bulkhead_host::cgroup::LimitRefusal) -> String {
-    format!("{} to {}: {}", refused.value, refused.path.display(), refused.source)
+    format!(
+        "{} to {}: {}",
+        refused.value,
+        refused.path.display(),
+        refused.source
+    )
 }
 
 /// Everything of a sandbox that a process with no memory can find: journal first, then what carries its

@@ -4,7 +4,7 @@
 //! by processes with no memory of the acquisition.
 
 use crate::journal::Resource;
-use bulkhead_host::process::{alive, marked, signal_exact, wait_gone};
+use bulkhead_host::process::{marked, signal_exact, wait_gone};
 use bulkhead_host::{cgroup, mount};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +24,10 @@ pub fn undo(resource: &Resource) -> io::Result<()> {
     match resource {
         Resource::Directory { path } => remove_tree(path),
         Resource::Cgroup { paths } => remove_cgroups(paths),
-        Resource::Process { process: Some(process), .. } => end(process.pid, process.start_time),
+        Resource::Process {
+            process: Some(process),
+            ..
+        } => end(process.pid, process.start_time),
         // Known by what its environment says: the start was not recorded.
         Resource::Process { role, process: None } => end_unrecorded(role),
         Resource::Mount { path, namespace, .. } => unmount(path, *namespace),
@@ -40,7 +43,10 @@ fn end(pid: i32, start_time: u64) -> io::Result<()> {
     if wait_gone(pid, start_time, END_DEADLINE).map_err(io::Error::other)? {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} is still there after SIGKILL")))
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("process {pid} is still there after SIGKILL"),
+    ))
 }
 
 /// If it is our child and nobody watches it any more, its status is taken here.
@@ -54,7 +60,9 @@ fn reap(pid: i32) {
 fn end_unrecorded(role: &str) -> io::Result<()> {
     // Only a supervisor between intent and record, or one that takes over, comes here: its own marker says
     // which sandbox it is.
-    let Ok(mine) = std::env::var(bulkhead_host::process::MARKER) else { return Ok(()) };
+    let Ok(mine) = std::env::var(bulkhead_host::process::MARKER) else {
+        return Ok(());
+    };
     let sandbox = mine.split('/').next().unwrap_or_default();
     end_marked(sandbox, Some(role))
 }
@@ -103,7 +111,12 @@ fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
         Err(error) => Err(error),
     };
     match removed {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
             Err(error)
         }
         _ => Ok(()),
@@ -122,7 +135,11 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     if let Some(mounted) = all.iter().find(|mount| mount.target.starts_with(path)) {
         return Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
-            format!("{} is still mounted: expected nothing below {}", mounted.target.display(), path.display()),
+            format!(
+                "{} is still mounted: expected nothing below {}",
+                mounted.target.display(),
+                path.display()
+            ),
         ));
     }
     match std::fs::remove_dir_all(path) {
@@ -131,35 +148,64 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a recorded process still runs.
-#[must_use]
-pub fn runs(process: bulkhead_model::HostProcess) -> bool {
-    alive(process.pid, process.start_time).unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_host::process::Spawn;
+    use bulkhead_host::process::{Spawn, alive};
     use bulkhead_model::HostProcess;
 
     #[test]
     fn what_is_not_there_is_success() {
-        undo(&Resource::Directory { path: "/run/bulkhead-absent/x".into() }).unwrap();
-        undo(&Resource::Cgroup { paths: vec!["/sys/fs/cgroup/absent/absent".into()] }).unwrap();
-        let gone = HostProcess { pid: i32::MAX - 1, start_time: 1 };
-        undo(&Resource::Process { role: "vmm".into(), process: Some(gone) }).unwrap();
-        undo(&Resource::Mount { path: "/absent/m".into(), namespace: (0, 0), container: None }).unwrap();
+        undo(&Resource::Directory {
+            path: "/run/bulkhead-absent/x".into(),
+        })
+        .unwrap();
+        undo(&Resource::Cgroup {
+            paths: vec!["/sys/fs/cgroup/absent/absent".into()],
+        })
+        .unwrap();
+        let gone = HostProcess {
+            pid: i32::MAX - 1,
+            start_time: 1,
+        };
+        undo(&Resource::Process {
+            role: "vmm".into(),
+            process: Some(gone),
+        })
+        .unwrap();
+        undo(&Resource::Mount {
+            path: "/absent/m".into(),
+            namespace: (0, 0),
+            container: None,
+        })
+        .unwrap();
     }
 
     #[test]
     fn a_process_is_ended_only_if_it_is_the_same() {
         let child = Spawn::new("/bin/sleep").arg("600").spawn().unwrap().child;
-        let other = HostProcess { pid: child.pid(), start_time: child.start_time() + 1 };
-        undo(&Resource::Process { role: "vmm".into(), process: Some(other) }).unwrap();
-        assert!(child.try_wait().unwrap().is_none(), "another process's entry must not end this one");
-        let same = HostProcess { pid: child.pid(), start_time: child.start_time() };
-        undo(&Resource::Process { role: "vmm".into(), process: Some(same) }).unwrap();
-        assert!(!runs(same));
+        let other = HostProcess {
+            pid: child.pid(),
+            start_time: child.start_time() + 1,
+        };
+        undo(&Resource::Process {
+            role: "vmm".into(),
+            process: Some(other),
+        })
+        .unwrap();
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "another process's entry must not end this one"
+        );
+        let same = HostProcess {
+            pid: child.pid(),
+            start_time: child.start_time(),
+        };
+        undo(&Resource::Process {
+            role: "vmm".into(),
+            process: Some(same),
+        })
+        .unwrap();
+        assert!(!alive(same.pid, same.start_time).unwrap());
     }
 }

@@ -3,19 +3,19 @@
 //! Every fallible call is one step of [`Faults`]; a run without faults counts them, then each is failed in
 //! turn. What is acquired is kept in a ledger that must be empty in the end.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use async_trait::async_trait;
-use bulkhead_model::vm::{Accelerator, SharedFs};
+use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{
-    ContainerId, ContainerPlan, ExitStatus, FailureKind, HostProcess, NetworkPlan, ProcessKey, RootfsPlan,
-    SandboxId, SandboxPlan, oci, stats::ContainerStats,
+    ContainerId, ContainerPlan, ExitStatus, FailureKind, HostProcess, ProcessKey, RootfsPlan, SandboxId,
+    SandboxPlan, oci, stats::ContainerStats,
 };
 use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
-use bulkhead_sandbox::platform::{CgroupMade, Daemon, FsdLaunch, SocketPair};
+use bulkhead_sandbox::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts, SocketPair};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
     StdioSet, World,
@@ -221,13 +221,22 @@ impl Platform for FakeHost {
         self.faults.step("open_netns")?;
         Ok(None)
     }
-    async fn connect_guest(
-        &self,
-        _: OwnedFd,
-        _: OwnedFd,
-        _: &Path,
-        _: Duration,
-    ) -> Result<Arc<dyn Guest>, GuestError> {
+    fn connect(&self, _: &Path) -> io::Result<OwnedFd> {
+        self.faults.step("connect")?;
+        Ok(std::fs::File::open("/dev/null")?.into())
+    }
+    fn runs(&self, process: HostProcess) -> bool {
+        self.ledger.processes.lock().unwrap().contains_key(&process.pid)
+    }
+    fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>> {
+        self.faults.step("adopt_daemon")?;
+        Ok(Box::new(FakeDaemon {
+            process,
+            ledger: Arc::clone(&self.ledger),
+            end: self.fsd_end.subscribe(),
+        }))
+    }
+    async fn connect_guest(&self, _: GuestPorts<'_>) -> Result<Arc<dyn Guest>, GuestError> {
         self.faults
             .slow_step("connect_guest")
             .await
@@ -311,11 +320,18 @@ impl Vmm for FakeVmm {
     }
     async fn adopt(
         &self,
-        _: HostProcess,
+        process: HostProcess,
         _: bulkhead_model::VmPlan,
         _: OwnedFd,
     ) -> Result<Box<dyn Vm>, VmmError> {
-        Err(vmm_error(&io::Error::other("not adopted")))
+        self.faults.slow_step("adopt").await.map_err(|e| vmm_error(&e))?;
+        Ok(Box::new(FakeVm {
+            process,
+            faults: Arc::clone(&self.faults),
+            ledger: Arc::clone(&self.ledger),
+            end: Arc::clone(&self.end),
+            guest: Arc::clone(&self.guest),
+        }))
     }
 }
 
