@@ -1,6 +1,8 @@
 //! bulkhead.
 
+mod fsd;
 mod guest;
+mod stub;
 
 use std::process::ExitCode;
 
@@ -10,9 +12,25 @@ struct Guest {
     command: guest::GuestCommand,
 }
 
+#[derive(clap::Parser)]
+struct Fsd {
+    #[command(flatten)]
+    arguments: fsd::FsdArgs,
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(|a| a.to_str()) {
+        Some("fsd") => {
+            let parsed = <Fsd as clap::Parser>::parse_from(std::env::args_os().skip(1));
+            match fsd::run(&parsed.arguments) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Some("guest") => {
             let parsed = <Guest as clap::Parser>::parse_from(std::env::args_os().skip(1));
             match guest::run(&parsed.command, &mut std::io::stdout()) {
@@ -23,6 +41,7 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Some("stub") => stub::main(3),
         _ => ExitCode::FAILURE,
     }
 }
