@@ -63,6 +63,12 @@ struct Ports {
     hello: Hello,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.mailbox.post(Command::Stop);
+    }
+}
+
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")

@@ -46,6 +46,8 @@ pub(super) enum Command {
     Input(StreamId, OwnedFd),
     Drain(StreamId, SyncSender<u64>),
     Finish(StreamId),
+    /// The endpoint is gone.
+    Stop,
 }
 
 /// The agent's way to the thread.
@@ -107,6 +109,7 @@ pub(super) struct Mux {
     turn: StreamId,
     scratch: Vec<u8>,
     eof_frame: Vec<u8>,
+    stopped: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,13 +156,14 @@ impl Mux {
             turn: 0,
             scratch: Vec::new(),
             eof_frame: Vec::new(),
+            stopped: false,
         })
     }
 
-    /// Runs until epoll itself fails or nobody listens to the control port any more.
+    /// Runs until epoll itself fails or the endpoint is gone.
     pub(super) fn run(mut self) -> Result<(), std::io::Error> {
         let mut events = Vec::with_capacity(32);
-        while !self.accepted.is_closed() {
+        while !self.stopped {
             let at_once = rustix::event::Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
@@ -260,6 +264,7 @@ impl Mux {
                 // The asker may have been dropped; then nobody wants to know.
                 let _ = answer.try_send(offset);
             }
+            Command::Stop => self.stopped = true,
             Command::Finish(stream) => {
                 if let Some(output) = self.outputs.get_mut(&stream) {
                     output.finish();
@@ -336,7 +341,7 @@ impl Mux {
             out.flush();
         }
         let stream = ControlStream::new(epoch, receiver, Arc::clone(&self.control_out));
-        // Fails only when the server is gone, and `run` ends then.
+        // Fails only when the server is gone, and the endpoint with it.
         let _ = self.accepted.send(stream);
     }
 
