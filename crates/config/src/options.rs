@@ -249,7 +249,7 @@ options! {
             annotation: true, applies: "network cards", when: "to keep packets out of the host kernel's vhost code",
         }
         /// Directory of OCI hooks in the guest.
-        guest_hook_path: String = String::new(), {
+        guest_hook_path: Option<PathBuf> = None, {
             annotation: true, keeps: Keeps::Empty, applies: "nothing",
             honour: Honour::DefaultOnly("the guest has no programs but the agent: use the spec's hooks"), when: "never",
         }

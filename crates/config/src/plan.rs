@@ -404,7 +404,7 @@ fn network(spec: &oci::Spec, settings: &Settings) -> NetworkPlan {
     let path = networks
         .filter_map(|ns| ns.path().clone())
         .filter(|path| !path.as_os_str().is_empty())
-        .last();
+        .next_back();
     match path {
         Some(path) => NetworkPlan::Existing { path },
         None if any && !settings.runtime.disable_new_netns => NetworkPlan::New,

@@ -131,7 +131,14 @@ fn facts(opt: &Opt) -> Vec<(&'static str, String)> {
     let default = opt.default();
     let mut facts = vec![
         ("type:", opt.kind.to_owned()),
-        ("default:", if default.is_empty() { "unset".into() } else { default }),
+        (
+            "default:",
+            if default.is_empty() {
+                "unset".into()
+            } else {
+                default
+            },
+        ),
         ("expected:", opt.expected()),
         ("acts on:", opt.columns.applies.to_owned()),
         ("change it:", opt.columns.when.to_owned()),

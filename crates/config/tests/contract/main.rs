@@ -1,0 +1,16 @@
+//! The contract's rows that `config` holds, one module per theme; every test names its row.
+
+#![allow(missing_docs)]
+
+mod annotations;
+mod assets;
+mod containers;
+mod files;
+mod page;
+mod properties;
+mod sandboxes;
+mod sizes;
+mod spec;
+mod support;
+mod table;
+mod volumes;

@@ -1,0 +1,229 @@
+//! Bad config.json: each error names file, key, value and what was expected.
+
+use crate::support::*;
+use bulkhead_config::{Config, PlanError};
+use bulkhead_model::{ContainerId, FailureKind};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn refused(change: impl FnOnce(&mut Value)) -> String {
+    let mut spec = spec();
+    change(&mut spec);
+    let text = refusal(&Config::default(), &spec);
+    says(&text, &["/bundle/config.json"]);
+    text
+}
+
+fn raw(text: &[u8]) -> PlanError {
+    let id = ContainerId::new("c1").unwrap();
+    bulkhead_config::plan_with(
+        &Files::default(),
+        Path::new("/bundle"),
+        text,
+        &id,
+        &Config::default(),
+        &host(),
+    )
+    .unwrap_err()
+}
+
+#[test]
+fn the_least_spec_is_accepted() {
+    let plans = plans(&Config::default(), &spec()).unwrap();
+    assert!(plans.warnings.is_empty(), "{:?}", plans.warnings);
+}
+
+#[test]
+fn not_json_says_where() {
+    let error = raw(b"{\n  \"ociVersion\": nope\n}").to_string();
+    says(&error, &["/bundle/config.json:2:", "not JSON"]);
+    says(&raw(b"").to_string(), &["not JSON", "EOF"]);
+    says(&raw(b"\xff\xfe").to_string(), &["not JSON"]);
+    says(&raw(b"[]").to_string(), &["is []", "expected a JSON object"]);
+    says(
+        &raw(&b"[".repeat(100_000)).to_string(),
+        &["not JSON", "recursion"],
+    );
+    assert_eq!(raw(b"").kind(), FailureKind::InvalidArgument);
+}
+
+/// O-02: a spec without process, root or linux names the section.
+#[test]
+fn o02_missing_sections_are_named() {
+    for section in ["process", "root", "linux"] {
+        let text = refused(|s| {
+            s.as_object_mut().unwrap().remove(section);
+        });
+        says(&text, &[&format!("{section} is missing"), "expected"]);
+        // null means absent.
+        let text = refused(|s| s[section] = Value::Null);
+        says(&text, &[&format!("{section} is missing")]);
+        let text = refused(|s| s[section] = json!("text"));
+        says(&text, &[&format!("{section} is \"text\""), "expected an object"]);
+    }
+    for (section, key) in [("process", "args"), ("process", "cwd"), ("root", "path")] {
+        let text = refused(|s| {
+            s[section].as_object_mut().unwrap().remove(key);
+        });
+        says(&text, &[&format!("{section}.{key} is missing")]);
+    }
+}
+
+#[test]
+fn versions() {
+    for good in ["1.0.0", "1.0.2-dev", "1.1.0+x", "1.2", "1.3.0-rc.1"] {
+        let mut spec = spec();
+        spec["ociVersion"] = json!(good);
+        plans(&Config::default(), &spec).unwrap_or_else(|e| panic!("{good}: {e}"));
+    }
+    for bad in ["", "1", "1.", "2.0.0", "0.9.0", "1.x", "1.0.0.0", "one"] {
+        let text = refused(|s| s["ociVersion"] = json!(bad));
+        says(
+            &text,
+            &[&format!("ociVersion is {bad:?}"), "expected a version 1.x"],
+        );
+    }
+    says(&refused(|s| s["ociVersion"] = json!(1)), &["ociVersion is 1:"]);
+    let text = refused(|s| {
+        s.as_object_mut().unwrap().remove("ociVersion");
+    });
+    says(&text, &["ociVersion is missing"]);
+}
+
+#[test]
+fn wrong_types_name_key_value_and_expected() {
+    type Change = fn(&mut Value);
+    let cases: [(Change, &[&str]); 10] = [
+        (
+            |s| s["process"]["args"] = json!("sh"),
+            &["process.args", "\"sh\"", "sequence"],
+        ),
+        (
+            |s| s["process"]["args"] = json!(["sh", 5]),
+            &["process.args[1] is 5", "expected a string"],
+        ),
+        (
+            |s| s["process"]["terminal"] = json!("yes"),
+            &["process.terminal is \"yes\"", "a boolean"],
+        ),
+        (
+            |s| s["process"]["user"]["uid"] = json!(-1),
+            &["process.user.uid is -1", "expected u32"],
+        ),
+        (
+            |s| s["process"]["user"]["uid"] = json!(4_294_967_296_u64),
+            &["process.user.uid is 4294967296", "u32"],
+        ),
+        (
+            |s| s["root"]["readonly"] = json!(1),
+            &["root.readonly is 1", "a boolean"],
+        ),
+        (
+            |s| s["mounts"] = json!({}),
+            &["mounts is {}", "expected a sequence"],
+        ),
+        (
+            |s| s["mounts"] = json!([{"source": "/a"}]),
+            &["mounts[0]", "destination"],
+        ),
+        (
+            |s| s["linux"]["namespaces"] = json!([{"type": "pod"}]),
+            &["linux.namespaces[0].type is \"pod\"", "expected one of"],
+        ),
+        (
+            |s| s["linux"]["resources"] = json!({"memory": {"limit": "1g"}}),
+            &["linux.resources.memory.limit is \"1g\"", "expected i64"],
+        ),
+    ];
+    for (change, parts) in cases {
+        let text = refused(change);
+        says(&text, parts);
+    }
+}
+
+#[test]
+fn process_limits() {
+    says(
+        &refused(|s| s["process"]["args"] = json!([])),
+        &["process.args is []", "program"],
+    );
+    says(
+        &refused(|s| s["process"]["cwd"] = json!("work")),
+        &["process.cwd is \"work\"", "absolute path"],
+    );
+    says(
+        &refused(|s| s["process"]["env"] = json!(["A=1", "B=\u{0}"])),
+        &["process.env[1]", "NUL"],
+    );
+    says(
+        &refused(|s| s["process"]["env"] = json!([format!("A={}", "x".repeat(1 << 20))])),
+        &["process.env[0] is 1048578 bytes long", "at most 131071"],
+    );
+    // A megabyte in pieces is no problem.
+    let mut spec = spec();
+    spec["process"]["env"] = (0..100).map(|i| format!("V{i}={}", "x".repeat(10_000))).collect();
+    plans(&Config::default(), &spec).unwrap();
+}
+
+#[test]
+fn root_must_be_a_directory_that_exists() {
+    says(
+        &refused(|s| s["root"]["path"] = json!("nowhere")),
+        &[
+            "root.path is \"nowhere\"",
+            "existing directory",
+            "/bundle/nowhere",
+        ],
+    );
+    says(
+        &refused(|s| s["root"]["path"] = json!("")),
+        &["root.path is \"\""],
+    );
+    let mut spec = spec();
+    spec["root"]["path"] = json!("/file");
+    let error = plans_on(&Files::with(&["/file"]), &host(), &Config::default(), &spec).unwrap_err();
+    says(&error.to_string(), &["root.path is \"/file\"", "a directory"]);
+}
+
+#[test]
+fn what_other_runtimes_tolerate_is_tolerated() {
+    let mut spec = spec();
+    spec["process"].as_object_mut().unwrap().remove("user");
+    spec["process"]["capabilities"] = json!({"bounding": ["CAP_CHOWN", "CAP_FROM_THE_FUTURE"]});
+    spec["hostname"] = Value::Null;
+    spec["somethingNew"] = json!({"x": 1});
+    let plans = plans(&Config::default(), &spec).unwrap();
+    assert_eq!(plans.warnings.len(), 1);
+    says(
+        &plans.warnings[0],
+        &["process.capabilities.bounding", "CAP_FROM_THE_FUTURE"],
+    );
+    says(
+        &refused(|s| s["process"]["capabilities"] = json!({"bounding": [7]})),
+        &["process.capabilities.bounding[0] is 7"],
+    );
+}
+
+#[test]
+fn seccomp_notification_is_refused_clearly() {
+    for seccomp in [
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x.sock"}),
+        json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}),
+    ] {
+        let mut spec = spec();
+        spec["linux"]["seccomp"] = seccomp;
+        let error = plans(&Config::default(), &spec).unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Unsupported);
+        says(
+            &error.to_string(),
+            &["linux.seccomp", "not supported", "listener"],
+        );
+    }
+}
+
+#[test]
+fn long_values_are_shortened() {
+    let text = refused(|s| s["root"]["readonly"] = json!("x".repeat(1 << 20)));
+    assert!(text.len() < 400, "{} bytes", text.len());
+}
