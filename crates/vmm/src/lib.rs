@@ -4,6 +4,8 @@
 //! probe, by `cli`.
 
 pub mod machine;
+pub mod qemu;
 pub mod qmp;
 
 pub use machine::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+pub use qemu::Qemu;

@@ -1,0 +1,486 @@
+//! QEMU's arguments.
+//!
+//! Owns: the machine that every sandbox of one plan has in common. Never: an id, socket path or MAC of a
+//! sandbox (sockets are inherited descriptors, devices come by QMP later), so equal plans give equal lines
+//! and a saved machine fits them all. Called by `launch`. Source: qemu-system-x86_64(1), 7.2.
+//!
+//! ```text
+//!  pcie.0:  01 rng   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1f chipset
+//! ```
+
+use super::kernel_line::{self, kernel_line};
+use crate::VmmError;
+use bulkhead_model::VmPlan;
+use bulkhead_model::vm::{Accelerator, KeyValue};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+/// Descriptor numbers the VMM finds its listening sockets at.
+pub(super) const QMP_FD: i32 = 3;
+pub(super) const CONTROL_FD: i32 = 4;
+pub(super) const DATA_FD: i32 = 5;
+pub(super) const CONSOLE_FD: i32 = 6;
+
+/// Device number of the first root port on `pcie.0`.
+pub(super) const FIRST_ROOT_PORT: u32 = 4;
+/// Root ports that fit before the chipset at 1f.
+pub(super) const MAX_ROOT_PORTS: u32 = 0x1f - FIRST_ROOT_PORT;
+/// QOM id of the memory device when the plan asks for virtio-mem.
+pub(super) const VIRTIO_MEM: &str = "vmem0";
+/// Thread that serves disks when the plan asks for one.
+pub(super) const IOTHREAD: &str = "io0";
+/// Memory is added in blocks of this many MiB: the guest kernel's memory block size on x86-64.
+pub(super) const MEMORY_BLOCK_MIB: u32 = 128;
+
+/// Name of root port `slot`.
+pub(super) fn root_port(slot: u32) -> String {
+    format!("rp{slot}")
+}
+
+/// All arguments after the program.
+pub(super) fn command_line(
+    plan: &VmPlan,
+    accelerator: Accelerator,
+    tsc_khz: Option<u32>,
+) -> Result<Vec<OsString>, VmmError> {
+    check(plan, accelerator)?;
+    let mut line = Line(Vec::new());
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
+        line.flag(flag);
+    }
+    line.option("-name", "bulkhead,debug-threads=on")
+        .option("-display", "none")
+        .option("-rtc", "base=utc")
+        .option(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        )
+        .option("-machine", machine(plan, accelerator));
+    match accelerator {
+        Accelerator::Kvm => {
+            line.option("-accel", "kvm")
+                .option("-cpu", cpu("host", &plan.cpu_features))
+                .option("-smp", format!("cpus={},maxcpus={}", plan.vcpus, plan.max_vcpus));
+        }
+        Accelerator::Tcg => {
+            // Guest kernels refuse vCPU hot-plug on a translated machine: declare them all, start only some.
+            // 32 MiB hold the translated code of a container start; the default is 1 GiB.
+            line.option("-accel", "tcg,thread=multi,tb-size=32")
+                .option("-cpu", cpu("max", &plan.cpu_features))
+                .option("-smp", format!("cpus={0},maxcpus={0}", plan.max_vcpus));
+        }
+    }
+    memory(&mut line, plan);
+    if let Some(firmware) = &plan.firmware {
+        line.option("-bios", firmware);
+    }
+    line.option("-kernel", &plan.kernel)
+        .option("-initrd", &plan.initrd)
+        .option("-append", kernel_line(plan, accelerator, tsc_khz));
+    channels(&mut line, plan);
+    devices(&mut line, plan);
+    Ok(line.0)
+}
+
+fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
+    let unsupported = |option, value: String, expected| {
+        Err(VmmError::Unsupported {
+            option,
+            value,
+            expected,
+        })
+    };
+    if plan.machine_type != "q35" && !plan.machine_type.starts_with("pc-q35-") {
+        return unsupported(
+            "machine_type",
+            plan.machine_type.clone(),
+            "q35 or pc-q35-<version>",
+        );
+    }
+    if plan.machine_type.contains(',') {
+        return unsupported(
+            "machine_type",
+            plan.machine_type.clone(),
+            "a name without a comma",
+        );
+    }
+    if plan.root_ports > MAX_ROOT_PORTS {
+        return unsupported("pcie_root_port", plan.root_ports.to_string(), "at most 27");
+    }
+    if plan.vcpus == 0 || plan.max_vcpus < plan.vcpus {
+        return unsupported(
+            "vcpus",
+            plan.vcpus.to_string(),
+            "1 to the maximum number of vCPUs",
+        );
+    }
+    if plan.memory_mib == 0 {
+        return unsupported("memory", "0".into(), "at least 1 MiB");
+    }
+    let boot_line = kernel_line(plan, accelerator, Some(u32::MAX));
+    if boot_line.len() > kernel_line::MAX_BYTES {
+        return unsupported(
+            "kernel_params",
+            format!("{} bytes with the parameters every guest gets", boot_line.len()),
+            "a kernel command line of at most 2047 bytes",
+        );
+    }
+    if boot_line.bytes().any(|b| b == 0 || b == b'\n') {
+        return unsupported(
+            "kernel_params",
+            format!("{boot_line:?}"),
+            "no zero byte and no line end",
+        );
+    }
+    Ok(())
+}
+
+fn machine(plan: &VmPlan, accelerator: Accelerator) -> String {
+    // Everything off is a device no guest of ours drives; probing for it would cost boot time.
+    let mut machine = format!(
+        "{},memory-backend=mem0,usb=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,dump-guest-core=off",
+        plan.machine_type
+    );
+    if plan.iommu && accelerator == Accelerator::Kvm {
+        machine.push_str(",kernel-irqchip=split");
+    }
+    pairs(&mut machine, &plan.machine_options);
+    machine
+}
+
+fn cpu(model: &str, features: &[KeyValue]) -> String {
+    let mut cpu = model.to_owned();
+    pairs(&mut cpu, features);
+    cpu
+}
+
+/// Appends `,key[=value]…`; a comma inside a value is doubled, as QEMU wants it.
+fn pairs(text: &mut String, pairs: &[KeyValue]) {
+    for pair in pairs {
+        text.push(',');
+        text.push_str(&pair.key.replace(',', ",,"));
+        if let Some(value) = &pair.value {
+            text.push('=');
+            text.push_str(&value.replace(',', ",,"));
+        }
+    }
+}
+
+fn memory(line: &mut Line, plan: &VmPlan) {
+    let mut size = format!("size={}M", plan.memory_mib);
+    // Room for growth exists only with slots for DIMMs or a device that grows.
+    let growth = growth_mib(plan);
+    if growth > 0 {
+        let slots = if plan.virtio_mem { 0 } else { plan.memory_slots };
+        size.push_str(&format!(",slots={slots},maxmem={}M", plan.memory_mib + growth));
+    }
+    line.option("-m", size);
+    line.option(
+        "-object",
+        backend(plan, "mem0", plan.memory_mib, plan.memory_prealloc),
+    );
+    if plan.mlock {
+        line.option("-overcommit", "mem-lock=on");
+    }
+}
+
+/// MiB by which the VM can grow: whole blocks between its boot size and its maximum.
+pub(super) fn growth_mib(plan: &VmPlan) -> u32 {
+    let room = plan.max_memory_mib.saturating_sub(plan.memory_mib);
+    let room = room - room % MEMORY_BLOCK_MIB;
+    if plan.virtio_mem || plan.memory_slots > 0 {
+        room
+    } else {
+        0
+    }
+}
+
+/// Arguments of a memory backend; `share=on` because vhost-user daemons map guest memory.
+fn backend(plan: &VmPlan, id: &str, mib: u32, prealloc: bool) -> OsString {
+    let mut text = OsString::new();
+    match &plan.memory_backend {
+        Some(directory) => {
+            text.push("memory-backend-file,mem-path=");
+            text.push(escaped(directory));
+        }
+        None if plan.hugepages => text.push("memory-backend-memfd,hugetlb=on"),
+        None => text.push("memory-backend-memfd"),
+    }
+    text.push(format!(",id={id},size={mib}M,share=on"));
+    if prealloc {
+        text.push(",prealloc=on");
+    }
+    text
+}
+
+fn channels(line: &mut Line, plan: &VmPlan) {
+    for (id, fd) in [
+        ("qmp", QMP_FD),
+        ("control", CONTROL_FD),
+        ("data", DATA_FD),
+        ("console", CONSOLE_FD),
+    ] {
+        line.option("-chardev", format!("socket,id={id},fd={fd},server=on,wait=off"));
+    }
+    line.option("-mon", "chardev=qmp,mode=control");
+    // Port 0 is a console's by the virtio specification, so two ports need a bus of three.
+    line.option(
+        "-device",
+        virtio(plan, "virtio-serial-pci,id=serial,bus=pcie.0,addr=02,max_ports=3"),
+    )
+    .option(
+        "-device",
+        "virtserialport,bus=serial.0,nr=1,chardev=control,name=org.bulkhead.control",
+    )
+    .option(
+        "-device",
+        "virtserialport,bus=serial.0,nr=2,chardev=data,name=org.bulkhead.data",
+    )
+    .option("-device", "isa-serial,chardev=console");
+}
+
+fn devices(line: &mut Line, plan: &VmPlan) {
+    if plan.iommu {
+        line.option("-device", "intel-iommu,intremap=on,caching-mode=on");
+    }
+    let mut source = OsString::from("rng-random,id=rng0,filename=");
+    source.push(escaped(&plan.entropy_source));
+    line.option("-object", source)
+        .option(
+            "-device",
+            virtio(plan, "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01"),
+        )
+        .option("-device", "vmgenid,guid=auto");
+    if plan.block.iothreads {
+        line.option("-object", format!("iothread,id={IOTHREAD}"));
+    }
+    if plan.virtio_mem && growth_mib(plan) > 0 {
+        line.option("-object", backend(plan, "memgrow", growth_mib(plan), false))
+            .option(
+                "-device",
+                virtio(
+                    plan,
+                    &format!(
+                        "virtio-mem-pci,id={VIRTIO_MEM},memdev=memgrow,requested-size=0,bus=pcie.0,addr=03"
+                    ),
+                ),
+            );
+    }
+    for slot in 0..plan.root_ports {
+        // io-reserve=0: the 4 KiB of I/O space a port claims otherwise run out at the sixteenth.
+        line.option(
+            "-device",
+            format!(
+                "pcie-root-port,id={},bus=pcie.0,addr={:x},chassis={chassis},slot={chassis},io-reserve=0",
+                root_port(slot),
+                FIRST_ROOT_PORT + slot,
+                chassis = slot + 1,
+            ),
+        );
+    }
+}
+
+fn virtio(plan: &VmPlan, device: &str) -> String {
+    let suffix = if plan.iommu_platform {
+        ",iommu_platform=on,disable-legacy=on"
+    } else {
+        ""
+    };
+    format!("{device}{suffix}")
+}
+
+/// A path inside an option list: commas are doubled.
+fn escaped(path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = Vec::with_capacity(path.as_os_str().len());
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.push(byte);
+        if byte == b',' {
+            bytes.push(byte);
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().to_owned());
+        self
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use bulkhead_model::vm::SharedFs;
+
+    /// A small plan; tests change what they are about.
+    pub(in crate::qemu) fn plan() -> VmPlan {
+        VmPlan {
+            hypervisor: "/usr/bin/qemu-system-x86_64".into(),
+            kernel: "/k/vmlinux".into(),
+            initrd: "/k/initrd".into(),
+            kernel_params: Vec::new(),
+            machine_type: "q35".into(),
+            machine_options: Vec::new(),
+            cpu_features: Vec::new(),
+            vcpus: 1,
+            max_vcpus: 1,
+            memory_mib: 256,
+            max_memory_mib: 1024,
+            memory_slots: 4,
+            memory_prealloc: false,
+            hugepages: false,
+            memory_backend: None,
+            mlock: false,
+            virtio_mem: false,
+            root_ports: 3,
+            entropy_source: "/dev/urandom".into(),
+            shared_fs: SharedFs::None,
+            boot_timeout_s: 60,
+            debug: false,
+            base_vcpus: 1,
+            base_memory_mib: 256,
+            asset_hashes: Vec::new(),
+            firmware: None,
+            block: bulkhead_model::vm::BlockPlan::default(),
+            iommu: false,
+            iommu_platform: false,
+            disable_vhost_net: false,
+            vfio_on_root_bus: false,
+        }
+    }
+
+    fn line(plan: &VmPlan) -> String {
+        let line = command_line(plan, Accelerator::Tcg, None).unwrap();
+        line.join(OsStr::new(" ")).into_string().unwrap()
+    }
+
+    fn refused(change: impl FnOnce(&mut VmPlan)) -> String {
+        let mut plan = plan();
+        change(&mut plan);
+        match command_line(&plan, Accelerator::Tcg, None) {
+            Err(error @ VmmError::Unsupported { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn confined_from_the_first_day() {
+        assert!(
+            line(&plan())
+                .contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+        );
+    }
+
+    #[test]
+    fn root_ports_are_numbered_from_four() {
+        let line = line(&plan());
+        assert!(
+            line.contains("pcie-root-port,id=rp0,bus=pcie.0,addr=4,chassis=1,slot=1"),
+            "{line}"
+        );
+        assert!(line.contains("pcie-root-port,id=rp2,bus=pcie.0,addr=6,chassis=3,slot=3"));
+        assert!(!line.contains("id=rp3"));
+    }
+
+    #[test]
+    fn memory_backends() {
+        let mut plan = plan();
+        assert!(line(&plan).contains(
+            "-m size=256M,slots=4,maxmem=1024M -object memory-backend-memfd,id=mem0,size=256M,share=on "
+        ));
+        plan.hugepages = true;
+        plan.memory_prealloc = true;
+        plan.mlock = true;
+        let huge = line(&plan);
+        assert!(huge.contains("memory-backend-memfd,hugetlb=on,id=mem0,size=256M,share=on,prealloc=on"));
+        assert!(huge.contains("-overcommit mem-lock=on"));
+        plan.memory_backend = Some("/dev/shm/a,b".into());
+        assert!(line(&plan).contains("memory-backend-file,mem-path=/dev/shm/a,,b,id=mem0"));
+    }
+
+    #[test]
+    fn growth_is_whole_blocks_or_nothing() {
+        let mut plan = plan();
+        plan.max_memory_mib = 256 + 300;
+        assert!(line(&plan).contains("maxmem=512M"));
+        plan.max_memory_mib = 256 + 100;
+        assert!(line(&plan).contains("-m size=256M -object"));
+        plan.max_memory_mib = 0;
+        assert!(line(&plan).contains("-m size=256M -object"));
+        plan.max_memory_mib = 1024;
+        plan.memory_slots = 0;
+        assert!(line(&plan).contains("-m size=256M -object"));
+        plan.virtio_mem = true;
+        let grown = line(&plan);
+        assert!(grown.contains("-m size=256M,slots=0,maxmem=1024M"), "{grown}");
+        assert!(
+            grown.contains("id=memgrow,size=768M")
+                && grown.contains("virtio-mem-pci,id=vmem0,memdev=memgrow")
+        );
+    }
+
+    #[test]
+    fn machine_and_cpu_options_are_appended() {
+        let mut plan = plan();
+        plan.machine_options = vec![KeyValue {
+            key: "hpet".into(),
+            value: Some("off".into()),
+        }];
+        plan.cpu_features = vec![
+            KeyValue {
+                key: "pmu".into(),
+                value: Some("off".into()),
+            },
+            KeyValue {
+                key: "+avx".into(),
+                value: None,
+            },
+        ];
+        let line = line(&plan);
+        assert!(line.contains("dump-guest-core=off,hpet=off "), "{line}");
+        assert!(line.contains("-cpu max,pmu=off,+avx "), "{line}");
+    }
+
+    #[test]
+    fn hardware_gets_hot_pluggable_vcpus_and_the_translator_all_at_once() {
+        let mut plan = plan();
+        plan.vcpus = 2;
+        plan.max_vcpus = 8;
+        assert!(line(&plan).contains("-smp cpus=8,maxcpus=8 "));
+        let kvm = command_line(&plan, Accelerator::Kvm, None).unwrap();
+        let kvm = kvm.join(OsStr::new(" ")).into_string().unwrap();
+        assert!(
+            kvm.contains("-accel kvm -cpu host -smp cpus=2,maxcpus=8 "),
+            "{kvm}"
+        );
+    }
+
+    #[test]
+    fn what_this_machine_cannot_do_is_named() {
+        assert!(refused(|p| p.machine_type = "microvm".into()).contains("microvm"));
+        assert!(refused(|p| p.machine_type = "pc-q35-7.2,accel=kvm".into()).contains("comma"));
+        assert!(refused(|p| p.root_ports = 28).contains("at most 27"));
+        assert!(refused(|p| p.vcpus = 0).contains("vcpus: 0"));
+        assert!(refused(|p| p.vcpus = 2).contains("vcpus: 2"));
+        assert!(refused(|p| p.memory_mib = 0).contains("memory: 0"));
+        let long = KeyValue {
+            key: "x".repeat(2000),
+            value: None,
+        };
+        assert!(refused(|p| p.kernel_params = vec![long]).contains("2047"));
+        let split = KeyValue {
+            key: "a\nb".into(),
+            value: None,
+        };
+        assert!(refused(|p| p.kernel_params = vec![split]).contains("line end"));
+    }
+}

@@ -1,0 +1,139 @@
+//! From a [`Launch`] to a machine that answers QMP with its CPUs stopped, and taking over one that runs.
+//!
+//! Owns: descriptors, environment and surroundings of the process. Never: a device. Every failure ends the
+//! process, also when the caller gives up in the middle.
+
+use super::command_line::{CONSOLE_FD, CONTROL_FD, DATA_FD, QMP_FD, command_line};
+use super::instance::Instance;
+use super::process::{Starting, Unclaimed, VmmProcess};
+use super::stderr::StderrTail;
+use crate::qmp::QmpClient;
+use crate::{Launch, VmmError};
+use bulkhead_host::process::{MARKER, Namespace, Spawn, SpawnError};
+use bulkhead_model::vm::Accelerator;
+use bulkhead_model::{HostProcess, VmPlan};
+use serde_json::Value;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Until QEMU answers: 30 ms on a quiet machine, and these are for a very busy one.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Memory touched at start costs at most this much longer for each GiB.
+const PREALLOC_PER_GIB: Duration = Duration::from_secs(4);
+const STEP: &str = "starting the VMM";
+
+/// Starts QEMU with its CPUs stopped.
+pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Instance, VmmError> {
+    let Launch {
+        plan,
+        accelerator,
+        qmp_listener,
+        qmp,
+        control_listener,
+        data_listener,
+        console_listener,
+        stderr,
+        marker,
+        cgroup_procs,
+        netns,
+    } = launch;
+    let args = command_line(&plan, accelerator, tsc_khz)?;
+    tracing::debug!(?args, "VMM");
+    let (stderr_read, stderr_write) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("making a pipe")(e.into()))?;
+    let mut spawn = Spawn::new(&plan.hypervisor)
+        .args(args)
+        .env(MARKER, marker)
+        .fd(stderr_write, 2)
+        .fd(qmp_listener, QMP_FD)
+        .fd(control_listener, CONTROL_FD)
+        .fd(data_listener, DATA_FD)
+        .fd(console_listener, CONSOLE_FD)
+        .directory("/")
+        .new_session()
+        .unshare(Namespace::Ipc)
+        .unshare(Namespace::Uts);
+    spawn = match netns {
+        Some(netns) => spawn.enter(Namespace::Network, netns),
+        None => spawn.unshare(Namespace::Network),
+    };
+    for procs in cgroup_procs {
+        spawn = spawn.cgroup(procs);
+    }
+    // Cloning waits for the child's exec. The guard travels with it: a caller that gives up meanwhile
+    // leaves no process.
+    let started = tokio::task::spawn_blocking(move || {
+        let started = spawn.spawn()?;
+        for refusal in &started.cgroup_refusals {
+            tracing::warn!(path = %refusal.path.display(), error = %refusal.source, "the VMM could not join a cgroup");
+        }
+        Ok(Unclaimed::new(started.child))
+    })
+    .await
+    .map_err(|e| io_error(STEP)(io::Error::other(e)))?;
+    let unclaimed = started.map_err(|error| match error {
+        SpawnError::Program {
+            program: path,
+            source,
+        } => VmmError::Binary { path, source },
+        other => io_error(STEP)(io::Error::other(other)),
+    })?;
+    let stderr = StderrTail::follow(stderr_read, Some(stderr)).map_err(io_error(STEP))?;
+    let Some(child) = unclaimed.claim() else {
+        return Err(io_error(STEP)(io::ErrorKind::NotFound.into()));
+    };
+    let starting = Starting::new(VmmProcess::of_child(child, stderr).map_err(io_error(STEP))?);
+    let mut deadline = ANSWER;
+    if plan.memory_prealloc {
+        deadline += PREALLOC_PER_GIB * (plan.memory_mib / 1024);
+    }
+    let client = shake_hands(&starting, qmp, deadline).await?;
+    match starting.keep() {
+        Some(process) => Ok(Instance::started(process, client, plan, accelerator)),
+        None => Err(io_error(STEP)(io::ErrorKind::NotFound.into())),
+    }
+}
+
+async fn shake_hands(starting: &Starting, qmp: OwnedFd, deadline: Duration) -> Result<QmpClient, VmmError> {
+    let Some(process) = starting.process() else {
+        return Err(io_error(STEP)(io::ErrorKind::NotFound.into()));
+    };
+    // The end of the process, not that of the connection, is what carries the cause; it is looked at first.
+    let error = tokio::select! {
+        biased;
+        exit = process.exited() => return Err(process.ended(STEP, exit)),
+        client = QmpClient::connect(qmp, deadline) => match client {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        },
+    };
+    let error = super::instance::vmm_error(process, STEP, error).await;
+    // Reaped before the error is out: nothing is left.
+    let _ = process.kill(Duration::from_secs(10)).await;
+    Err(error)
+}
+
+/// Takes over a QEMU that runs.
+pub(super) async fn adopt(identity: HostProcess, plan: VmPlan, qmp: OwnedFd) -> Result<Instance, VmmError> {
+    let step = "taking over the VMM";
+    let process = VmmProcess::of_stranger(identity).map_err(io_error(step))?;
+    let client = match QmpClient::connect(qmp, ANSWER).await {
+        Ok(client) => client,
+        Err(error) => return Err(super::instance::vmm_error(&process, step, error).await),
+    };
+    let instance = Instance::started(process, client, plan, Accelerator::Tcg);
+    let kvm = instance.command("query-kvm", Value::Null).await?;
+    let kvm = kvm["enabled"].as_bool() == Some(true);
+    let instance = if kvm {
+        instance.on(Accelerator::Kvm)
+    } else {
+        instance
+    };
+    instance.recall().await?;
+    Ok(instance)
+}
+
+fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Io { step, source }
+}

@@ -1,0 +1,177 @@
+//! The VMM process: watched by pidfd, ended by SIGKILL.
+//!
+//! ```text
+//!  running ──pidfd readable──► reaped (if our child) ──standard error drained──► exit published
+//! ```
+//!
+//! Owns: the wait for the end. Never: ends the process unasked, except a start that is given up halfway
+//! ([`Unclaimed`]). Called by `launch` and `instance`.
+
+use super::stderr::StderrTail;
+use crate::{VmExit, VmmError};
+use bulkhead_host::process::{self, Child, Exit, IdentityError};
+use bulkhead_model::HostProcess;
+use nix::libc::SIGKILL;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long after the end of the process its last words may take to arrive.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A VMM process somebody watches.
+#[derive(Debug)]
+pub(super) struct VmmProcess {
+    identity: HostProcess,
+    exit: watch::Receiver<Option<VmExit>>,
+    stderr: StderrTail,
+}
+
+impl VmmProcess {
+    /// Watches a child of ours. Must be called in a tokio runtime.
+    pub(super) fn of_child(child: Child, stderr: (StderrTail, JoinHandle<()>)) -> io::Result<Self> {
+        let pidfd = child.as_fd().try_clone_to_owned()?;
+        let identity = HostProcess {
+            pid: child.pid(),
+            start_time: child.start_time(),
+        };
+        Self::watch(identity, pidfd, stderr, move || match child.try_wait() {
+            Ok(Some(Exit::Code(code))) => VmExit::Code(code),
+            Ok(Some(Exit::Signal(signal))) => VmExit::Signal(signal),
+            Ok(None) | Err(_) => VmExit::Unknown,
+        })
+    }
+
+    /// Watches a process somebody else started.
+    pub(super) fn of_stranger(identity: HostProcess) -> io::Result<Self> {
+        let pidfd = process::open_exact(identity.pid, identity.start_time).map_err(|error| match error {
+            IdentityError::Kernel { source, .. } => source,
+            gone @ (IdentityError::Gone { .. } | IdentityError::NotAPid { .. }) => {
+                io::Error::new(io::ErrorKind::NotFound, gone)
+            }
+        })?;
+        // Only a pipe of ours can be reopened like this; anything else is left alone.
+        let stderr = std::fs::File::open(format!("/proc/{}/fd/2", identity.pid))
+            .and_then(|pipe| StderrTail::follow(pipe.into(), None))
+            .unwrap_or_else(|error| {
+                tracing::debug!(%error, "the VMM's standard error cannot be followed");
+                (StderrTail::default(), tokio::spawn(std::future::ready(())))
+            });
+        Self::watch(identity, pidfd, stderr, || VmExit::Unknown)
+    }
+
+    fn watch(
+        identity: HostProcess,
+        pidfd: OwnedFd,
+        (stderr, draining): (StderrTail, JoinHandle<()>),
+        reap: impl FnOnce() -> VmExit + Send + 'static,
+    ) -> io::Result<Self> {
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let (tx, exit) = watch::channel(None);
+        tokio::spawn(async move {
+            if let Err(error) = pidfd.readable().await {
+                tracing::error!(%error, pid = identity.pid, "waiting for the VMM");
+            }
+            let exit = reap();
+            let _ = tokio::time::timeout(DRAIN, draining).await;
+            tracing::debug!(pid = identity.pid, ?exit, "the VMM ended");
+            let _ = tx.send(Some(exit));
+        });
+        Ok(Self {
+            identity,
+            exit,
+            stderr,
+        })
+    }
+
+    pub(super) fn identity(&self) -> HostProcess {
+        self.identity
+    }
+
+    /// Waits for the end; any number of callers.
+    pub(super) async fn exited(&self) -> VmExit {
+        match self.exit.clone().wait_for(Option::is_some).await {
+            Ok(exit) => exit.unwrap_or(VmExit::Unknown),
+            // The watcher went away with the runtime.
+            Err(_) => VmExit::Unknown,
+        }
+    }
+
+    /// The error for "it ended while it was needed".
+    pub(super) fn ended(&self, step: &'static str, exit: VmExit) -> VmmError {
+        VmmError::Ended {
+            step,
+            exit,
+            stderr: self.stderr.text(),
+        }
+    }
+
+    /// SIGKILL, then waits until it is reaped.
+    pub(super) async fn kill(&self, deadline: Duration) -> Result<(), VmmError> {
+        let HostProcess { pid, start_time } = self.identity;
+        let step = "killing the VMM";
+        process::signal_exact(pid, start_time, SIGKILL).map_err(|error| VmmError::Io {
+            step,
+            source: io::Error::other(error),
+        })?;
+        tokio::time::timeout(deadline, self.exited())
+            .await
+            .map_err(|_| VmmError::Deadline { step, deadline })?;
+        Ok(())
+    }
+}
+
+/// A child nobody watches yet: killed and reaped when dropped, because a start that is given up (its
+/// future dropped) must leave nothing.
+#[derive(Debug)]
+pub(super) struct Unclaimed(Option<Child>);
+
+impl Unclaimed {
+    pub(super) fn new(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    pub(super) fn claim(mut self) -> Option<Child> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(child) = &self.0 {
+            // Freshly started, it dies at once; the limit only keeps a broken host from blocking us.
+            let _ = child.kill_and_wait(Duration::from_secs(5));
+        }
+    }
+}
+
+/// Kills a watched process when dropped before [`Self::keep`]; its watcher reaps it.
+#[derive(Debug)]
+pub(super) struct Starting(Option<VmmProcess>);
+
+impl Starting {
+    pub(super) fn new(process: VmmProcess) -> Self {
+        Self(Some(process))
+    }
+
+    pub(super) fn keep(mut self) -> Option<VmmProcess> {
+        self.0.take()
+    }
+
+    pub(super) fn process(&self) -> Option<&VmmProcess> {
+        self.0.as_ref()
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            let HostProcess { pid, start_time } = process.identity;
+            let _ = process::signal_exact(pid, start_time, SIGKILL);
+        }
+    }
+}
