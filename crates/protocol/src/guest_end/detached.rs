@@ -69,10 +69,10 @@ detached! {
 }
 
 fn copy(context: &TtrpcContext) -> TtrpcContext {
-    let mut same = TtrpcContext::default();
-    same.mh = context.mh;
-    same.metadata.clone_from(&context.metadata);
-    same.timeout_nano = context.timeout_nano;
-    same.connection_data.clone_from(&context.connection_data);
-    same
+    TtrpcContext {
+        mh: context.mh,
+        metadata: context.metadata.clone(),
+        timeout_nano: context.timeout_nano,
+        connection_data: context.connection_data.clone(),
+    }
 }
