@@ -10,11 +10,12 @@
 //! Called by `cli`.
 
 use crate::client::Client;
+use crate::offline::lock;
 use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::{Layout, SandboxPaths};
-use nix::fcntl::OFlag;
+use nix::fcntl::{Flock, OFlag};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
@@ -28,6 +29,12 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where programs are looked for when the caller has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Between two tries to reach a supervisor that somebody else is starting.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Descriptor on which a supervisor inherits the lock of its state directory.
+pub const LOCK_FD: i32 = 3;
 
 /// What a starting supervisor says on its standard output, once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,7 +64,9 @@ pub fn supervisor(layout: &Layout, plan: &SandboxPlan) -> Result<Client, Failure
         }
         Err(e) => return Err(io_failure("creating", &paths.dir, &e)),
     }
-    let started = write_plan(&paths, plan).and_then(|()| spawn(layout, &plan.id, false));
+    let started = write_plan(&paths, plan)
+        .and_then(|()| lock(&paths).map_err(|e| io_failure("locking", &paths.lock(), &e)))
+        .and_then(|held| spawn(layout, &plan.id, &held, false));
     if started.is_err() {
         // A supervisor that failed has undone what it acquired; the directory is ours to remove.
         let _ = std::fs::remove_dir_all(&paths.dir);
@@ -83,9 +92,25 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
     if let Ok(client) = Client::connect(&paths.control_socket()) {
         return Ok(client);
     }
-    spawn(layout, id, true)?;
-    Client::connect(&paths.control_socket())
-        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+    let end = Instant::now() + START_DEADLINE;
+    loop {
+        match lock(&paths) {
+            Ok(held) => spawn(layout, id, &held, true)?,
+            // Somebody else is starting or replacing it.
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(RETRY),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Failure::new(FailureKind::NotFound, format!("container {id} does not exist")));
+            }
+            Err(e) => return Err(io_failure("locking", &paths.lock(), &e)),
+        }
+        match Client::connect(&paths.control_socket()) {
+            Ok(client) => return Ok(client),
+            Err(e) if Instant::now() > end => {
+                return Err(io_failure("connecting to", &paths.control_socket(), &e));
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
@@ -98,7 +123,8 @@ fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
     std::fs::write(paths.plan(), json).map_err(|e| io_failure("writing", &paths.plan(), &e))
 }
 
-fn spawn(layout: &Layout, id: &SandboxId, recover: bool) -> Result<(), Failure> {
+/// Starts a supervisor, which inherits the lock.
+fn spawn(layout: &Layout, id: &SandboxId, held: &Flock<File>, recover: bool) -> Result<(), Failure> {
     let this = Path::new("/proc/self/exe");
     let fail = |e: &dyn std::error::Error| {
         Failure::new(FailureKind::Internal, format!("starting the supervisor of {id}: {}", chain(e)))
@@ -113,6 +139,7 @@ fn spawn(layout: &Layout, id: &SandboxId, recover: bool) -> Result<(), Failure> 
         .env(MARKER, format!("{}/supervisor", layout.sandbox(id).marker))
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
         .fd(write, 1)
+        .fd(held.try_clone().map_err(|e| fail(&e))?.into(), LOCK_FD)
         .directory("/")
         .new_session();
     if let Some(config) = std::env::var_os("BULKHEAD_CONFIG") {

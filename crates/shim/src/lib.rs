@@ -5,6 +5,7 @@
 pub mod client;
 pub mod launch;
 pub mod logfile;
+pub mod offline;
 pub mod server;
 pub mod supervisor;
 

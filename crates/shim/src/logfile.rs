@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Largest size of one log file in bytes; there are at most two.
 pub const MAX_LOG_BYTES: u64 = 2 << 20;
@@ -57,7 +57,7 @@ impl Write for LogFile {
 /// # Errors
 /// When the file cannot be opened or tracing is set up already.
 pub fn start(path: &Path, debug: bool) -> io::Result<()> {
-    let file = Arc::new(Mutex::new(LogFile::open(path)?));
+    let file = Mutex::new(LogFile::open(path)?);
     let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
     tracing_subscriber::fmt()
         .json()

@@ -6,17 +6,15 @@
 //!
 //! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
 
-use crate::launch::Ready;
+use crate::launch::{LOCK_FD, Ready};
 use crate::{logfile, server};
 use bulkhead_model::{Failure, FailureKind, HostProcess, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
 use bulkhead_sandbox::{Beginning, Engine, Journal, Layout, Platform, Resource, SandboxPaths, World};
 use bulkhead_vmm::qemu::Qemu;
-use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,7 +75,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let fail = |step: &str, error: io::Error| {
         Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
     };
-    let _lock = lock(&paths).map_err(|e| fail("locking its state directory", e))?;
+    // The lock was taken by the launcher; it lives as long as this descriptor.
+    let _lock = bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
     bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
@@ -91,11 +90,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         tracing::error!(failure, "left behind");
     }
     Ok(())
-}
-
-fn lock(paths: &SandboxPaths) -> io::Result<Flock<File>> {
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(paths.lock())?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
 fn read_plan(paths: &SandboxPaths) -> io::Result<SandboxPlan> {
@@ -119,7 +113,7 @@ async fn supervise(
         Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
     };
     let platform: Arc<dyn Platform> =
-        Arc::new(RealHost::new(accelerator));
+        Arc::new(RealHost::new(bulkhead_model::vm::Accelerator::Tcg));
     let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
     if !arguments.recover {
         journal

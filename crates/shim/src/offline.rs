@@ -1,0 +1,112 @@
+//! What can be done about sandboxes whose supervisor is gone, without starting one.
+//!
+//! ```text
+//!  state directory ─ lock held? ─ yes ─► alive, or being started: not ours
+//!                               └ no ──► sweep: journal, marked processes, sockets, state, map entries
+//! ```
+//!
+//! Owns: finding them. Never: undoing (the engine's). Called by `bulkhead gc` and `inspect`.
+
+use bulkhead_model::failure::chain;
+use bulkhead_model::{Failure, FailureKind, SandboxId};
+use bulkhead_sandbox::host::sweep;
+use bulkhead_sandbox::{ContainerMap, Journal, Layout, SandboxPaths, SavedSandbox};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+/// A state directory without a lock file is being made; older than this it was abandoned.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Takes the lock of a sandbox; it is held until the file is closed by every process that has it.
+///
+/// # Errors
+/// `WouldBlock` when a supervisor holds it.
+pub fn lock(paths: &SandboxPaths) -> io::Result<Flock<File>> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(paths.lock())?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// What gc did about one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Collected {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// What could not be removed; empty when all of it is gone.
+    pub left: Vec<String>,
+}
+
+/// Removes everything of sandboxes under `layout` whose supervisor is gone.
+///
+/// # Errors
+/// When the state directory cannot be listed.
+pub fn collect(layout: &Layout) -> Result<Vec<Collected>, Failure> {
+    let mut collected = Vec::new();
+    for id in sandboxes(layout)? {
+        let paths = layout.sandbox(&id);
+        if !paths.lock().exists() && !abandoned(&paths) {
+            continue;
+        }
+        let Ok(_lock) = lock(&paths) else { continue };
+        let left = sweep(&paths);
+        forget(layout, &id);
+        collected.push(Collected { sandbox: id, left });
+    }
+    Ok(collected)
+}
+
+/// All sandboxes under `layout`, dead or alive, sorted.
+///
+/// # Errors
+/// When the state directory cannot be listed; a missing one is empty.
+pub fn sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Failure> {
+    let dir = layout.sandboxes();
+    let entries = match std::fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| {
+            Failure::new(FailureKind::Internal, format!("reading {}: {error}", dir.display()))
+        })?,
+    };
+    let mut ids: Vec<SandboxId> = entries
+        .filter_map(|entry| SandboxId::new(entry.ok()?.file_name().to_string_lossy().into_owned()).ok())
+        .collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// What the files of a sandbox say, for readers, when its supervisor cannot be asked.
+#[must_use]
+pub fn tree(layout: &Layout, id: &SandboxId) -> serde_json::Value {
+    let paths = layout.sandbox(id);
+    let saved = SavedSandbox::read(&paths.state());
+    let held = Journal::open(&paths.journal())
+        .map(|journal| journal.held().into_iter().map(|(_, resource)| resource).collect::<Vec<_>>());
+    serde_json::json!({
+        "supervisor": "gone",
+        "sandbox": saved.as_ref().ok().map(SavedSandbox::dead_snapshot),
+        "saved_state_error": saved.as_ref().err().map(|error| chain(error)),
+        "journal": held.as_ref().ok(),
+        "paths": { "state": paths.dir, "sockets": paths.sockets },
+    })
+}
+
+fn abandoned(paths: &SandboxPaths) -> bool {
+    std::fs::metadata(&paths.dir)
+        .and_then(|meta| meta.modified())
+        .ok()
+        .and_then(|modified| modified.elapsed().ok())
+        .is_some_and(|age| age > ABANDONED)
+}
+
+/// Takes the containers of a sandbox out of the map.
+fn forget(layout: &Layout, id: &SandboxId) {
+    let map = ContainerMap::new(layout.containers());
+    for container in map.containers().unwrap_or_default() {
+        if matches!(map.sandbox_of(&container), Ok(Some(sandbox)) if sandbox == *id) {
+            // One that stays is an entry without a sandbox: the next create of the id replaces it.
+            let _ = map.remove(&container);
+        }
+    }
+}
