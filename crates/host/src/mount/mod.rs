@@ -21,4 +21,4 @@ pub use facts::{
 };
 pub use info::{MountInfo, MountInfoError, parse, read};
 pub use root::{InRoot, TargetKind};
-pub use tree::{Attributes, MountError, Propagation, Tree, move_to_root, propagate, unmount};
+pub use tree::{Attributes, MountError, Propagation, Tree, move_to_root, propagate, restrict, unmount};

@@ -275,6 +275,21 @@ pub fn propagate(target: &Path, kind: Propagation, recursive: bool) -> Result<()
         .map_err(|errno| error("setting propagation of", target, errno))
 }
 
+/// Sets attributes on an existing mount (`recursive`: and on all below it).
+///
+/// # Errors
+/// [`MountError`]; `EINVAL` when `target` is no mount point.
+pub fn restrict(target: &Path, attributes: Attributes, recursive: bool) -> Result<(), MountError> {
+    let change = MountAttr {
+        set: attributes.bits(),
+        ..MountAttr::default()
+    };
+    let path = CString::new(target.as_os_str().as_bytes())
+        .map_err(|_| error("setting attributes of", target, Errno::EINVAL))?;
+    set_attributes(libc::AT_FDCWD, &path, recursive, &change)
+        .map_err(|errno| error("setting attributes of", target, errno))
+}
+
 /// Unmounts the topmost mount at `target`; a busy one is detached, which happens to it at the latest when
 /// its last user lets go. True when it was detached. What is not mounted (or not there) is success.
 ///
