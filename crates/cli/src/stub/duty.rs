@@ -1,0 +1,206 @@
+//! The stub's side: into its namespaces, then one poll loop until its process has ended.
+//!
+//! ```text
+//!  order ─► terminal ─► view or setns ─► ready ─► go ─┬─► signal ─► Signal / Resize to the supervisor
+//!                                                     ├─► StreamEnded ─► close that descriptor
+//!                                                     ├─► Exited ─► exit with its status
+//!                                                     └─► connection gone ─► a line in the log, exit 255
+//! ```
+//!
+//! Owns: the stub process. Never: copies data, starts a thread, or returns to a shell's job control.
+
+use super::LOST;
+use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, Order, Report};
+use super::spawn::internal;
+use bulkhead_host::deadline::{self, Deadline};
+use bulkhead_host::inherited::take_inherited;
+use bulkhead_host::pty::{self, RawMode};
+use bulkhead_host::signals::Signals;
+use bulkhead_model::{FailureKind, ProcessKey};
+use bulkhead_sandbox::{Command, Notice};
+use bulkhead_shim::{Client, Message};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags};
+use nix::sched::CloneFlags;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// A message of the supervisor that has begun comes whole.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The verb that started it gives its order at once and waits for no one but the supervisor afterwards.
+const ORDER_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Runs the stub; returns the exit status of its process.
+pub(super) fn run(fd: RawFd) -> io::Result<u8> {
+    // Before anything else: as pid 1 a signal that is neither blocked nor handled would be lost.
+    let signals = Signals::all()?;
+    let channel = UnixStream::from(take_inherited(if fd == 0 { CHANNEL_FD } else { fd })?);
+    channel.set_read_timeout(Some(ORDER_DEADLINE))?;
+    let connection = UnixStream::from(take_inherited(CONNECTION_FD)?);
+    let order: Order = order::receive(&channel)?;
+    let log = order.log.then(|| take_inherited(LOG_FD)).transpose()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let report = match settle(&order) {
+        Ok(warnings) => Report::Ready { warnings },
+        Err(error) => {
+            order::send(&channel, &Report::Failed(internal(&*error)))?;
+            return Ok(LOST);
+        }
+    };
+    order::send(&channel, &report)?;
+    let _: Go = order::receive(&channel)?;
+    drop(channel);
+    let mut duty = Duty {
+        key: order.key,
+        terminal: order.terminal,
+        client: Client::from_stream(connection),
+        signals,
+        null: null.into(),
+        log: log.map(File::from),
+    };
+    Ok(duty.serve())
+}
+
+/// Takes the terminal, then enters or builds the namespaces.
+fn settle(order: &Order) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    if order.terminal {
+        let stdin = io::stdin();
+        pty::make_controlling(stdin.as_fd())?;
+        RawMode::set(stdin.as_fd())?;
+    }
+    if let Some(view) = &order.view {
+        return Ok(view.enter()?);
+    }
+    let container = take_inherited(JOIN_FD)?;
+    // All at once: after the mount namespace the others' files could not be found any more.
+    let all = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWNET;
+    nix::sched::setns(container, all)?;
+    nix::unistd::chdir("/")?;
+    Ok(Vec::new())
+}
+
+struct Duty {
+    key: ProcessKey,
+    terminal: bool,
+    client: Client,
+    signals: Signals,
+    null: OwnedFd,
+    log: Option<File>,
+}
+
+impl Duty {
+    fn serve(&mut self) -> u8 {
+        loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(code)) => return code,
+                Err(reason) => {
+                    self.say(&reason);
+                    return LOST;
+                }
+            }
+        }
+    }
+
+    /// Waits for one event and deals with it; `Some` is the exit status.
+    fn turn(&mut self) -> Result<Option<u8>, String> {
+        let mut fds = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.client.stream().as_fd(), PollFlags::POLLIN),
+        ];
+        // The supervisor's end of the connection closes when it dies, whatever else happens.
+        deadline::poll(&mut fds, Deadline::NEVER).map_err(|error| format!("poll: {error}"))?;
+        let [signal, message] = fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        if signal {
+            while let Some(arrived) = self
+                .signals
+                .next()
+                .map_err(|error| format!("reading signals: {error}"))?
+            {
+                self.forward(arrived.number)?;
+            }
+        }
+        if message {
+            return self.hear();
+        }
+        Ok(None)
+    }
+
+    fn forward(&mut self, signal: i32) -> Result<(), String> {
+        let command = match signal {
+            libc::SIGCHLD => return Ok(()),
+            libc::SIGWINCH => {
+                let Ok(size) = pty::window_size(io::stdin().as_fd()) else {
+                    return Ok(());
+                };
+                Command::Resize {
+                    key: self.key.clone(),
+                    columns: size.columns,
+                    rows: size.rows,
+                }
+            }
+            // A closed master comes as SIGHUP too: the kernel sends it to the session leader.
+            _ => Command::Signal {
+                key: self.key.clone(),
+                signal,
+                all: false,
+            },
+        };
+        self.client
+            .send(&command, &[])
+            .map_err(|failure| failure.to_string())
+    }
+
+    fn hear(&mut self) -> Result<Option<u8>, String> {
+        match self.client.receive(Some(MESSAGE_DEADLINE)) {
+            Ok(Message::Notice(Notice::Exited { status })) => {
+                Ok(Some(u8::try_from(status.code()).unwrap_or(LOST)))
+            }
+            Ok(Message::Notice(Notice::StreamEnded { stream })) => {
+                self.end_stream(stream);
+                Ok(None)
+            }
+            Ok(Message::Ok(_)) => Ok(None),
+            Ok(Message::Err(failure)) => {
+                // A signal that came too late, most of all; the process's end is on its way.
+                if failure.kind != FailureKind::NotFound {
+                    self.say(&failure.to_string());
+                }
+                Ok(None)
+            }
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    /// Lets go of a stream: `/dev/null` takes its number. The terminal is kept: it is one descriptor for
+    /// all three, and the window size comes through it.
+    fn end_stream(&mut self, stream: u8) {
+        if self.terminal {
+            return;
+        }
+        let result = match stream {
+            0 => nix::unistd::dup2_stdin(&self.null),
+            1 => nix::unistd::dup2_stdout(&self.null),
+            2 => nix::unistd::dup2_stderr(&self.null),
+            _ => Ok(()),
+        };
+        if let Err(errno) = result {
+            self.say(&format!("closing stream {stream}: {errno}"));
+        }
+    }
+
+    fn say(&mut self, what: &str) {
+        if let Some(log) = &mut self.log {
+            let line = serde_json::json!({ "level": "warn", "from": "stub", "process": self.key.to_string(), "msg": what });
+            // Nobody is left to be told when the log fails too.
+            let _ = writeln!(log, "{line}");
+        }
+    }
+}
