@@ -74,6 +74,10 @@ pub struct Published {
     pub snapshot: watch::Receiver<SandboxSnapshot>,
     /// The live parts, once there are any.
     pub live: watch::Receiver<Option<Live>>,
+    /// The plan.
+    pub plan: Arc<SandboxPlan>,
+    /// Where things lie.
+    pub paths: Arc<SandboxPaths>,
 }
 
 /// One sandbox.
@@ -121,6 +125,12 @@ impl World {
         };
         let (snapshot, snapshots) = watch::channel(empty);
         let (live, lives) = watch::channel(None);
+        let published = Published {
+            snapshot: snapshots,
+            live: lives,
+            plan: Arc::new(plan.clone()),
+            paths: Arc::new(paths.clone()),
+        };
         let world = Self {
             plan,
             paths,

@@ -99,7 +99,10 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
             // Somebody else is starting or replacing it.
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(RETRY),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Failure::new(FailureKind::NotFound, format!("container {id} does not exist")));
+                return Err(Failure::new(
+                    FailureKind::NotFound,
+                    format!("container {id} does not exist"),
+                ));
             }
             Err(e) => return Err(io_failure("locking", &paths.lock(), &e)),
         }
@@ -127,7 +130,10 @@ fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
 fn spawn(layout: &Layout, id: &SandboxId, held: &Flock<File>, recover: bool) -> Result<(), Failure> {
     let this = Path::new("/proc/self/exe");
     let fail = |e: &dyn std::error::Error| {
-        Failure::new(FailureKind::Internal, format!("starting the supervisor of {id}: {}", chain(e)))
+        Failure::new(
+            FailureKind::Internal,
+            format!("starting the supervisor of {id}: {}", chain(e)),
+        )
     };
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| fail(&e))?;
     let mut spawn = Spawn::new(this)
@@ -137,7 +143,10 @@ fn spawn(layout: &Layout, id: &SandboxId, held: &Flock<File>, recover: bool) -> 
         .arg("--sandbox")
         .arg(id.as_str())
         .env(MARKER, format!("{}/supervisor", layout.sandbox(id).marker))
-        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
+        .env(
+            "PATH",
+            std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()),
+        )
         .fd(write, 1)
         .fd(held.try_clone().map_err(|e| fail(&e))?.into(), LOCK_FD)
         .directory("/")

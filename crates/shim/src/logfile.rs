@@ -25,9 +25,17 @@ impl LogFile {
     /// # Errors
     /// I/O.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
         let written = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, written })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            written,
+        })
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -58,7 +66,11 @@ impl Write for LogFile {
 /// When the file cannot be opened or tracing is set up already.
 pub fn start(path: &Path, debug: bool) -> io::Result<()> {
     let file = Mutex::new(LogFile::open(path)?);
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    let level = if debug {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::INFO
+    };
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)

@@ -10,7 +10,7 @@
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId};
 use bulkhead_sandbox::host::sweep;
-use bulkhead_sandbox::{ContainerMap, Journal, Layout, SandboxPaths, SavedSandbox};
+use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths, SavedSandbox};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,7 +25,11 @@ const ABANDONED: Duration = Duration::from_secs(60);
 /// # Errors
 /// `WouldBlock` when a supervisor holds it.
 pub fn lock(paths: &SandboxPaths) -> io::Result<Flock<File>> {
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(paths.lock())?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(paths.lock())?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
@@ -66,7 +70,10 @@ pub fn sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Failure> {
     let entries = match std::fs::read_dir(&dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|error| {
-            Failure::new(FailureKind::Internal, format!("reading {}: {error}", dir.display()))
+            Failure::new(
+                FailureKind::Internal,
+                format!("reading {}: {error}", dir.display()),
+            )
         })?,
     };
     let mut ids: Vec<SandboxId> = entries
@@ -81,15 +88,21 @@ pub fn sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Failure> {
 pub fn tree(layout: &Layout, id: &SandboxId) -> serde_json::Value {
     let paths = layout.sandbox(id);
     let saved = SavedSandbox::read(&paths.state());
-    let held = Journal::open(&paths.journal())
-        .map(|journal| journal.held().into_iter().map(|(_, resource)| resource).collect::<Vec<_>>());
-    serde_json::json!({
-        "supervisor": "gone",
-        "sandbox": saved.as_ref().ok().map(SavedSandbox::dead_snapshot),
-        "saved_state_error": saved.as_ref().err().map(|error| chain(error)),
-        "journal": held.as_ref().ok(),
-        "paths": { "state": paths.dir, "sockets": paths.sockets },
-    })
+    let plan = std::fs::read(paths.plan())
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<bulkhead_model::SandboxPlan>(&bytes).ok());
+    match (saved, plan) {
+        (Ok(saved), Some(plan)) => {
+            bulkhead_sandbox::inspect::tree(&saved.dead_snapshot(), &plan, &paths, false)
+        }
+        (saved, plan) => serde_json::json!({
+            "id": id,
+            "supervisor": "gone",
+            "saved_state_error": saved.err().map(|error| chain(&error)),
+            "plan": plan,
+            "paths": { "state": paths.dir, "sockets": paths.sockets, "log": paths.log() },
+        }),
+    }
 }
 
 fn abandoned(paths: &SandboxPaths) -> bool {

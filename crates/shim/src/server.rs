@@ -96,11 +96,20 @@ async fn connection(mut stream: UnixStream, handle: Handle, gone: CancellationTo
                 format!("not a command: {error}: expected what bulkhead of the same version sends"),
             )),
             Ok(command) => {
-                if let Command::Attach { key, stub: process, .. } = &command {
-                    stub = Some(Stub { key: key.clone(), process: *process });
+                if let Command::Attach {
+                    key, stub: process, ..
+                } = &command
+                {
+                    stub = Some(Stub {
+                        key: key.clone(),
+                        process: *process,
+                    });
                 }
                 let subject = create_subject(&command);
-                let luggage = Luggage { fds, notices: stub.as_ref().map(|_| notices.clone()) };
+                let luggage = Luggage {
+                    fds,
+                    notices: stub.as_ref().map(|_| notices.clone()),
+                };
                 let call = handle.call(command, luggage);
                 tokio::pin!(call);
                 let result = tokio::select! {
@@ -143,8 +152,12 @@ async fn closed(stream: &UnixStream) {
         }
         let peeked = stream.try_io(Interest::READABLE, || {
             let mut byte = [0_u8; 1];
-            nix::sys::socket::recv(stream.as_raw_fd(), &mut byte, nix::sys::socket::MsgFlags::MSG_PEEK)
-                .map_err(io::Error::from)
+            nix::sys::socket::recv(
+                stream.as_raw_fd(),
+                &mut byte,
+                nix::sys::socket::MsgFlags::MSG_PEEK,
+            )
+            .map_err(io::Error::from)
         });
         match peeked {
             Ok(0) => return,
@@ -192,7 +205,10 @@ async fn read_message(stream: &mut UnixStream) -> io::Result<Option<(Vec<u8>, Ve
         }
         // Grown as data comes: an announced length alone costs nothing.
         let mut body = Vec::new();
-        let got = (&mut *stream).take(u64::from(length)).read_to_end(&mut body).await?;
+        let got = (&mut *stream)
+            .take(u64::from(length))
+            .read_to_end(&mut body)
+            .await?;
         if got != length as usize {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

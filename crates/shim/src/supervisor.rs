@@ -53,7 +53,11 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Failure
     }
     let sandbox = SandboxId::new(sandbox.unwrap_or_default()).map_err(|e| bad(e.to_string()))?;
     let root = root.ok_or_else(|| bad("--root is missing".into()))?;
-    Ok(Arguments { root, sandbox, recover })
+    Ok(Arguments {
+        root,
+        sandbox,
+        recover,
+    })
 }
 
 /// The start protocol's only line; standard output is of no use afterwards.
@@ -73,10 +77,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let layout = Layout::new(&arguments.root);
     let paths = layout.sandbox(&arguments.sandbox);
     let fail = |step: &str, error: io::Error| {
-        Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
+        Failure::new(
+            FailureKind::Internal,
+            format!("sandbox {}: {step}: {error}", arguments.sandbox),
+        )
     };
     // The lock was taken by the launcher; it lives as long as this descriptor.
-    let _lock = bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
+    let _lock =
+        bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
     bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
@@ -110,17 +118,23 @@ async fn supervise(
     paths: SandboxPaths,
 ) -> Result<Vec<String>, Failure> {
     let fail = |step: &str, error: io::Error| {
-        Failure::new(FailureKind::Internal, format!("sandbox {}: {step}: {error}", arguments.sandbox))
+        Failure::new(
+            FailureKind::Internal,
+            format!("sandbox {}: {step}: {error}", arguments.sandbox),
+        )
     };
-    let platform: Arc<dyn Platform> =
-        Arc::new(RealHost::new(bulkhead_model::vm::Accelerator::Tcg));
+    let platform: Arc<dyn Platform> = Arc::new(RealHost::new(bulkhead_model::vm::Accelerator::Tcg));
     let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
     if !arguments.recover {
         journal
-            .intend(Resource::Directory { path: paths.sockets.clone() })
+            .intend(Resource::Directory {
+                path: paths.sockets.clone(),
+            })
             .map_err(|e| fail("writing its journal", e))?;
     }
-    platform.make_dir(&paths.sockets).map_err(|e| fail("making its socket directory", e))?;
+    platform
+        .make_dir(&paths.sockets)
+        .map_err(|e| fail("making its socket directory", e))?;
     let socket = paths.control_socket();
     if arguments.recover {
         // We hold the lock: whoever bound it is gone.
