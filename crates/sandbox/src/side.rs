@@ -22,7 +22,7 @@ impl Published {
                 snapshot: Box::new(self.snapshot()),
             }),
             Command::Inspect => Ok(Reply::Tree {
-                tree: crate::inspect::tree(&self.snapshot()),
+                tree: crate::inspect::tree(&self.snapshot(), &self.plan, &self.paths, true),
             }),
             Command::Wait { key } => self.wait(key).await,
             Command::Signal { key, signal, all } => self.signal(key, *signal, *all, calloff).await,

@@ -146,14 +146,7 @@ impl World {
             snapshot,
             live,
         };
-        (
-            world,
-            Published {
-                snapshot: snapshots,
-                live: lives,
-            },
-            inbox,
-        )
+        (world, published, inbox)
     }
 
     /// Boots the VM (cold). On failure, or when the future is dropped, what was acquired is in the journal:
