@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// Longest argument or environment entry in bytes: MAX_ARG_STRLEN less its NUL (execve(2)).
 pub const MAX_ARG_BYTES: usize = 131_071;
 
+/// Longest host or domain name in bytes (__NEW_UTS_LEN).
+const MAX_NAME_BYTES: usize = 64;
+
 /// Why a config.json cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -148,6 +151,8 @@ pub fn read(file: &Path, text: &[u8]) -> Result<Read, SpecError> {
     let spec: oci::Spec =
         serde_path_to_error::deserialize(&value).map_err(|error| shape(at, &value, &error))?;
     process(at, &spec)?;
+    names(at, &spec)?;
+    hooks(at, &spec)?;
     seccomp(at, &spec)?;
     Ok(Read { spec, warnings })
 }
@@ -336,6 +341,50 @@ fn process(at: At<'_>, spec: &oci::Spec) -> Result<(), SpecError> {
                     value,
                     format!("at most {MAX_ARG_BYTES} bytes, the kernel's limit"),
                 ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Host and domain name fit the kernel's buffer (sethostname(2)).
+fn names(at: At<'_>, spec: &oci::Spec) -> Result<(), SpecError> {
+    for (key, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
+        if let Some(name) = name
+            && (name.len() > MAX_NAME_BYTES || name.contains('\0'))
+        {
+            let expected = format!("at most {MAX_NAME_BYTES} bytes without a NUL");
+            return Err(at.value(key, shortened(&format!("{name:?}")), expected));
+        }
+    }
+    Ok(())
+}
+
+/// Hooks have absolute paths, and time-outs above zero (OCI runtime-spec, "POSIX-platform Hooks").
+fn hooks(at: At<'_>, spec: &oci::Spec) -> Result<(), SpecError> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    // The spec's oldest kind is obsolete there, and in use by engines.
+    #[allow(deprecated, reason = "engines still set prestart hooks")]
+    let prestart = hooks.prestart();
+    for (kind, list) in [
+        ("prestart", prestart),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let key = |name: &str| format!("hooks.{kind}[{index}].{name}");
+            if !hook.path().is_absolute() {
+                return Err(at.value(key("path"), format!("{:?}", hook.path()), "an absolute path"));
+            }
+            if let Some(seconds) = hook.timeout()
+                && seconds <= 0
+            {
+                return Err(at.value(key("timeout"), seconds.to_string(), "a number of seconds above 0"));
             }
         }
     }

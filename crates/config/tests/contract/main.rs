@@ -1,6 +1,7 @@
 //! The contract's rows that `config` holds, one module per theme; every test names its row.
 
 #![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod annotations;
 mod assets;

@@ -227,3 +227,104 @@ fn long_values_are_shortened() {
     let text = refused(|s| s["root"]["readonly"] = json!("x".repeat(1 << 20)));
     assert!(text.len() < 400, "{} bytes", text.len());
 }
+
+/// K-06: a hook has an absolute path and ends some time.
+#[test]
+fn k06_hooks() {
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ] {
+        let with =
+            |hook: Value| refused(|s| s["hooks"] = json!({kind: [{"path": "/ok", "timeout": 1}, hook]}));
+        says(
+            &with(json!({"path": "ls"})),
+            &[&format!("hooks.{kind}[1].path is \"ls\""), "absolute path"],
+        );
+        says(
+            &with(json!({"path": "/x", "timeout": 0})),
+            &[&format!("hooks.{kind}[1].timeout is 0"), "above 0"],
+        );
+        says(&with(json!({"path": "/x", "timeout": -5})), &["timeout is -5"]);
+        says(&with(json!({"args": []})), &[&format!("hooks.{kind}[1]"), "path"]);
+    }
+}
+
+#[test]
+fn names_fit_the_kernel() {
+    for key in ["hostname", "domainname"] {
+        let mut spec = spec();
+        spec[key] = json!("x".repeat(64));
+        plans(&Config::default(), &spec).unwrap();
+        says(
+            &refused(|s| s[key] = json!("x".repeat(65))),
+            &[key, "at most 64 bytes"],
+        );
+    }
+}
+
+/// What an engine really writes: the shape of a config.json made by dockerd, shortened.
+#[test]
+fn an_engines_spec_is_accepted() {
+    let caps = json!([
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SYS_CHROOT"
+    ]);
+    let spec = json!({
+        "ociVersion": "1.1.0",
+        "process": {
+            "terminal": true,
+            "consoleSize": {"height": 24, "width": 80},
+            "user": {"uid": 0, "gid": 0, "additionalGids": [0, 10]},
+            "args": ["sh"], "env": ["PATH=/bin", "TERM=xterm"], "cwd": "/",
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "apparmorProfile": "docker-default", "oomScoreAdj": 0,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 18_446_744_073_709_551_615_u64, "soft": 1024}]
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "4f8b0a1c2d3e",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "size=67108864"]},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/docker/c/hosts", "options": ["rbind", "rprivate"]}
+        ],
+        "hooks": {"prestart": [{"path": "/proc/1/exe", "args": ["libnetwork-setkey", "-exec-root=/var/run/docker"]}]},
+        "linux": {
+            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
+            "resources": {
+                "devices": [
+                    {"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": null, "minor": null, "access": "m"}
+                ],
+                "memory": {"disableOOMKiller": false}, "cpu": {"shares": 0}, "pids": {"limit": 0},
+                "blockIO": {"weight": 0}
+            },
+            "cgroupsPath": "/docker/4f8b0a1c2d3e",
+            "namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "uts"}, {"type": "pid"}, {"type": "ipc"}, {"type": "cgroup"}],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                "syscalls": [
+                    {"names": ["accept"], "action": "SCMP_ACT_ALLOW"},
+                    {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
+                    {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+                ]
+            },
+            "maskedPaths": ["/proc/asound"], "readonlyPaths": ["/proc/bus"]
+        }
+    });
+    let (sandbox, container) = both(&Config::default(), &spec);
+    assert!(container.terminal() && container.command.terminal);
+    assert_eq!(sandbox.cgroups_path.as_deref(), Some("/docker/4f8b0a1c2d3e"));
+    assert_eq!(sandbox.shm_bytes, 64 << 20);
+    assert_eq!(container.share, bulkhead_model::Share::default());
+}
