@@ -1,3 +1,91 @@
-//! Build, set-up, test and bench commands of the workspace.
+//! `cargo xtask`: set-up, build, demo, test, lint and bench of the workspace.
+//!
+//! ```text
+//! setup ─► build (host binary, static agent, guest) ─┬─► demo
+//!                                                    ├─► test
+//!                                                    └─► bench
+//! ```
+//! Owns: what a developer or a CI machine runs. Never: linked into the product. It builds without any of the
+//! product's system libraries, since it is what installs them.
 
-fn main() {}
+mod build;
+mod bundle;
+mod demo;
+mod error;
+mod floors;
+mod lint;
+mod rules;
+mod setup;
+mod tests;
+mod tool;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use error::TaskError;
+use std::process::ExitCode;
+use workspace::Workspace;
+
+/// Tasks of the bulkhead workspace
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install the Debian packages that are missing
+    Setup,
+    /// Build the host binary, the guest agent and the guest
+    Build {
+        /// Optimised host binary, as it is shipped
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run a busybox bundle in a VM and show what happened
+    Demo,
+    /// Run every test, unit and real-VM
+    Test(tests::TestArguments),
+    /// Check format, clippy, dependency direction and house rules
+    Lint,
+    /// What CI runs: lint, then every test
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<(), TaskError> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup => setup::run(),
+        Task::Build { release } => {
+            setup::run()?;
+            let profile = if *release {
+                build::Profile::Release
+            } else {
+                build::Profile::Dev
+            };
+            build::all(&workspace, profile).map(drop)
+        }
+        Task::Demo => demo::run(&workspace),
+        Task::Test(arguments) => tests::run(&workspace, arguments),
+        Task::Lint => {
+            setup::run()?;
+            lint::run(&workspace)
+        }
+        Task::Ci => {
+            setup::run()?;
+            lint::run(&workspace)?;
+            tests::run(&workspace, &tests::TestArguments::default())
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `build`: host binary, static agent, guest.
+
+use crate::error::TaskError;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The agent's target: static glibc, so it is named even where it is the host's own.
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Where Debian keeps libseccomp.a.
+const STATIC_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// How the host binary is built. The agent is always optimised: guest code may be translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For demo and tests.
+    Dev,
+    /// As shipped.
+    Release,
+}
+
+/// What a build made and how long each step took.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// The host binary.
+    pub(crate) bulkhead: PathBuf,
+    /// Step and duration.
+    pub(crate) times: Vec<(&'static str, Duration)>,
+}
+
+/// Builds everything; what is up to date takes no time.
+pub(crate) fn all(workspace: &Workspace, profile: Profile) -> Result<Made, TaskError> {
+    let mut times = Vec::new();
+    let mut timed = |name, step: &mut dyn FnMut() -> Result<(), TaskError>| {
+        let start = Instant::now();
+        let result = step();
+        times.push((name, start.elapsed()));
+        result
+    };
+    timed("host binary", &mut || host(workspace, profile))?;
+    timed("agent", &mut || agent(workspace))?;
+    let bulkhead = bulkhead_path(workspace, profile);
+    let agent = agent_path(workspace);
+    timed("guest", &mut || guest(workspace, &bulkhead, &agent))?;
+    Ok(Made { bulkhead, times })
+}
+
+/// Path of the host binary.
+pub(crate) fn bulkhead_path(workspace: &Workspace, profile: Profile) -> PathBuf {
+    let dir = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    };
+    workspace.target().join(dir).join("bulkhead")
+}
+
+fn agent_path(workspace: &Workspace) -> PathBuf {
+    agent_target(workspace)
+        .join(AGENT_TARGET)
+        .join("release/bulkhead-agent")
+}
+
+/// Apart from the rest: other flags would rebuild everything each time.
+fn agent_target(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("guest")
+}
+
+fn host(workspace: &Workspace, profile: Profile) -> Result<(), TaskError> {
+    let tool = Tool::cargo(workspace.root()).args(["build", "--locked", "--package", "bulkhead-cli"]);
+    match profile {
+        Profile::Dev => tool.run(),
+        Profile::Release => tool.arg("--release").run(),
+    }
+}
+
+fn agent(workspace: &Workspace) -> Result<(), TaskError> {
+    Tool::cargo(workspace.root())
+        .args(["build", "--locked", "--package", "bulkhead-agent", "--release"])
+        .args(["--target", AGENT_TARGET, "--target-dir"])
+        .arg(agent_target(workspace))
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("LIBSECCOMP_LINK_TYPE", "static")
+        .env("LIBSECCOMP_LIB_PATH", STATIC_LIBRARIES)
+        .run()
+}
+
+fn guest(workspace: &Workspace, bulkhead: &Path, agent: &Path) -> Result<(), TaskError> {
+    let out = workspace.guest();
+    Tool::new(bulkhead)
+        .args(["guest", "build", "--out"])
+        .arg(&out)
+        .arg("--agent")
+        .arg(agent)
+        .run()?;
+    let config = workspace.config();
+    let text = format!(
+        "# Made by `cargo xtask build`: the guest of this checkout.\n[hypervisor]\nkernel = {:?}\ninitrd = {:?}\n",
+        out.join("vmlinux"),
+        out.join("initrd")
+    );
+    std::fs::write(&config, text).map_err(|e| TaskError::io(&config, e))
+}

@@ -1,0 +1,81 @@
+//! Why a task failed, in one line each.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Failure of a task.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TaskError {
+    /// A file or directory.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program that cannot be started.
+    #[error("{program} cannot be started: {source}")]
+    Start {
+        /// Which.
+        program: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program that ended with an error.
+    #[error("{line}: {status}")]
+    Failed {
+        /// Its command line.
+        line: String,
+        /// How it ended.
+        status: String,
+    },
+    /// A program that took too long.
+    #[error("{line}: took longer than {} s", deadline.as_secs())]
+    Deadline {
+        /// Its command line.
+        line: String,
+        /// Its limit.
+        deadline: Duration,
+    },
+    /// Packages are missing and this user cannot install them.
+    #[error("packages are missing and only root can install them: apt-get install {0}")]
+    NeedsRootToInstall(String),
+    /// Root is needed for VMs with network, mounts and cgroups.
+    #[error("{0} needs root")]
+    NeedsRoot(&'static str),
+    /// The machine is not one this builds on.
+    #[error("this machine is {found}: expected x86_64 Linux with apt")]
+    Machine {
+        /// What it is.
+        found: String,
+    },
+    /// cargo metadata in an unknown form.
+    #[error("cargo metadata: {0}")]
+    Metadata(String),
+    /// Rules of the house are broken.
+    #[error("{0} rules are broken")]
+    Rules(usize),
+    /// Tests failed.
+    #[error("{0} tests failed")]
+    Tests(u64),
+    /// The demo showed something else than it should.
+    #[error("the demo expected {expected} and got {found}")]
+    Demo {
+        /// What should be.
+        expected: String,
+        /// What is.
+        found: String,
+    },
+}
+
+impl TaskError {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
