@@ -257,7 +257,7 @@ fn utf8<'a>(id: &str, path: &'a Path) -> Result<&'a str, VmmError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::command_line::tests::plan;
+    use super::super::testing::plan;
     use super::*;
     use bulkhead_model::vm::BlockCache;
 

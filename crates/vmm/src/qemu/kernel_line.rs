@@ -20,6 +20,9 @@ pub(super) fn kernel_line(plan: &VmPlan, accelerator: Accelerator, tsc_khz: Opti
         // Moving a process into a cgroup waits for a grace period otherwise, 25 ms.
         "rcupdate.rcu_expedited=1",
         "cryptomgr.notests",
+        // Added memory becomes movable as far as that is safe for the kernel's own needs: only movable memory
+        // can be taken away again (kernel docs, memory-hotplug).
+        "memory_hotplug.online_policy=auto-movable",
     ]
     .map(String::from)
     .to_vec();
@@ -54,7 +57,7 @@ pub(super) fn kernel_line(plan: &VmPlan, accelerator: Accelerator, tsc_khz: Opti
 
 #[cfg(test)]
 mod tests {
-    use super::super::command_line::tests::plan;
+    use super::super::testing::plan;
     use super::*;
     use bulkhead_model::vm::KeyValue;
 

@@ -18,6 +18,8 @@ mod process;
 mod resize;
 mod slots;
 mod stderr;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use crate::{Launch, Vm, Vmm, VmmError};
 use async_trait::async_trait;

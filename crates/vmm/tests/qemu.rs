@@ -1,0 +1,308 @@
+//! The QEMU driver on real VMs. Run as root: `cargo test -p bulkhead-vmm --test qemu -- --ignored`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+mod lab;
+
+use bulkhead_model::vm::KeyValue;
+use bulkhead_vmm::{DeviceRequest, VmExit, VmmError};
+use lab::{LONG, Lab, line};
+use std::io::{BufRead, Write};
+
+fn disk(id: &str, path: std::path::PathBuf) -> DeviceRequest {
+    DeviceRequest::Block {
+        id: id.into(),
+        path,
+        readonly: false,
+        format: "raw".into(),
+    }
+}
+
+fn sysfs(pci_path: &str) -> String {
+    // "04.0/00.0" is behind the port 0000:00:04.0; the number of the bus behind it is the guest's affair.
+    let (port, device) = pci_path.split_once('/').unwrap();
+    format!("/sys/bus/pci/devices/0000:00:{port}/0000:??:{device}")
+}
+
+/// Launch, surroundings of the process, every channel, kill.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn every_channel_is_connected_and_nothing_else_is_inherited() {
+    // A descriptor without CLOEXEC must not reach QEMU.
+    let leak = nix::unistd::pipe().unwrap();
+    let mut lab = Lab::launch(|_| {}).await.unwrap();
+    drop(leak);
+    let process = lab.process;
+    let proc = |file: &str| format!("/proc/{}/{file}", process.pid);
+    let environ = std::fs::read(proc("environ")).unwrap();
+    assert_eq!(
+        String::from_utf8(environ).unwrap(),
+        format!("BULKHEAD_SANDBOX=vmm-test-{}\0", lab.dir.path().display())
+    );
+    for namespace in ["net", "ipc", "uts"] {
+        let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+        assert_ne!(of("self"), of(&process.pid.to_string()), "{namespace}");
+    }
+    let status = std::fs::read_to_string(proc("status")).unwrap();
+    assert!(
+        status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"),
+        "{status}"
+    );
+    let mut pipes = 0;
+    for entry in std::fs::read_dir(proc("fd")).unwrap() {
+        let target = std::fs::read_link(entry.unwrap().path()).unwrap();
+        pipes += usize::from(target.to_string_lossy().starts_with("pipe:"));
+    }
+    assert_eq!(pipes, 1, "only standard error is a pipe");
+    let cmdline = std::fs::read(proc("cmdline")).unwrap();
+    let cmdline = String::from_utf8(cmdline).unwrap();
+    assert!(!cmdline.contains("vmm-test"), "{cmdline}");
+
+    lab.boot().await;
+    let mut seen = String::new();
+    while !seen.contains("TEST-GUEST-UP") {
+        assert_ne!(lab.console.read_line(&mut seen).unwrap(), 0, "{seen}");
+    }
+    lab.data.get_mut().write_all(b"hello\n").unwrap();
+    assert_eq!(line(&mut lab.data), "hello");
+    assert_eq!(lab.sh("echo $((6*7))"), "42");
+    // The entropy source (virtio 1.2, device type 4).
+    assert_eq!(lab.sh("cat /sys/bus/pci/devices/0000:00:01.0/device"), "0x1044");
+    assert!(lab.vm().round_trips() >= 2);
+    lab.end().await;
+}
+
+/// A disk plugged before the first instruction, one plugged into the running guest, both unplugged, the
+/// slot used again; a disk taken back before the guest ever ran.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn disks_come_and_go() {
+    let mut lab = Lab::launch(|plan| plan.root_ports = 2).await.unwrap();
+    let (a, b) = (lab.disk("a"), lab.disk("b"));
+    let hotplug = lab.vm().hotplug().unwrap();
+    let first = hotplug.plug(disk("first", a.clone()), Vec::new()).await.unwrap();
+    assert_eq!(
+        (first.id.as_str(), first.pci_path.as_str()),
+        ("first", "04.0/00.0")
+    );
+    hotplug.unplug("first", LONG).await.unwrap();
+    let first = hotplug.plug(disk("first", a.clone()), Vec::new()).await.unwrap();
+    assert_eq!(first.pci_path, "04.0/00.0");
+    let taken = hotplug.plug(disk("first", b.clone()), Vec::new()).await;
+    assert!(
+        matches!(
+            taken,
+            Err(VmmError::Device {
+                what: "the id is in use",
+                ..
+            })
+        ),
+        "{taken:?}"
+    );
+    lab.boot().await;
+    assert!(
+        lab.sh(&format!("cat {}/class", sysfs(&first.pci_path)))
+            .contains("0x010000")
+    );
+
+    let second = lab
+        .vm()
+        .hotplug()
+        .unwrap()
+        .plug(disk("second", b.clone()), Vec::new())
+        .await
+        .unwrap();
+    assert_eq!(second.pci_path, "05.0/00.0");
+    lab.sh_until(&format!("[ -e {} ]", sysfs(&second.pci_path)));
+    let full = lab
+        .vm()
+        .hotplug()
+        .unwrap()
+        .plug(disk("third", b.clone()), Vec::new())
+        .await;
+    assert!(matches!(full, Err(VmmError::Device { .. })), "{full:?}");
+    let hotplug = lab.vm().hotplug().unwrap();
+    hotplug.unplug("second", LONG).await.unwrap();
+    hotplug.unplug("first", LONG).await.unwrap();
+    let gone = hotplug.unplug("first", LONG).await;
+    assert!(
+        matches!(
+            gone,
+            Err(VmmError::Device {
+                what: "is not plugged",
+                ..
+            })
+        ),
+        "{gone:?}"
+    );
+    lab.sh_until(&format!("! [ -e {} ]", sysfs(&first.pci_path)));
+    // A back end that cannot be made leaves the slot free.
+    let hotplug = lab.vm().hotplug().unwrap();
+    let missing = hotplug
+        .plug(disk("first", lab.dir.path().join("missing")), Vec::new())
+        .await;
+    assert!(matches!(missing, Err(VmmError::Qmp { .. })), "{missing:?}");
+    let again = hotplug.plug(disk("first", a), Vec::new()).await.unwrap();
+    assert_eq!(again.pci_path, "04.0/00.0");
+    lab.sh_until(&format!("[ -e {} ]", sysfs(&again.pci_path)));
+    lab.end().await;
+}
+
+/// C-24: more vCPUs and memory appear in the guest, memory goes again.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn c24_vcpus_and_memory_change() {
+    let mut lab = Lab::launch(|plan| plan.max_vcpus = 2).await.unwrap();
+    lab.boot().await;
+    assert_eq!(lab.sh("nproc"), "1");
+    let resize = lab.vm().resize().unwrap();
+    assert_eq!(resize.vcpus().await.unwrap(), 2);
+    assert_eq!(resize.set_vcpus(2).await.unwrap(), 2);
+    let many = resize.set_vcpus(3).await;
+    assert!(
+        matches!(many, Err(VmmError::Unsupported { option: "vcpus", .. })),
+        "{many:?}"
+    );
+    lab.sh("echo 1 >/sys/devices/system/cpu/cpu1/online");
+    assert_eq!(lab.sh("nproc"), "2");
+
+    let blocks = |lab: &mut Lab| -> usize {
+        lab.sh("ls -d /sys/devices/system/memory/memory* | wc -l")
+            .parse()
+            .unwrap()
+    };
+    let before = blocks(&mut lab);
+    let resize = lab.vm().resize().unwrap();
+    assert_eq!(resize.set_memory(256 + 200).await.unwrap(), 512);
+    lab.sh_until(&format!(
+        "[ $(ls -d /sys/devices/system/memory/memory* | wc -l) = {} ]",
+        before + 2
+    ));
+    let resize = lab.vm().resize().unwrap();
+    assert_eq!(resize.set_memory(512 + 128).await.unwrap(), 640);
+    let much = resize.set_memory(4096).await;
+    assert!(
+        matches!(much, Err(VmmError::Unsupported { option: "memory", .. })),
+        "{much:?}"
+    );
+    // The second DIMM goes, then the first; the boot memory stays.
+    assert_eq!(resize.set_memory(512).await.unwrap(), 512);
+    assert_eq!(resize.set_memory(100).await.unwrap(), 256);
+    lab.sh_until(&format!(
+        "[ $(ls -d /sys/devices/system/memory/memory* | wc -l) = {before} ]"
+    ));
+    lab.end().await;
+}
+
+/// A supervisor with no memory finds a predecessor's devices and can take them out.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn a_running_vm_is_taken_over() {
+    let mut lab = Lab::launch(|_| {}).await.unwrap();
+    let disk_file = lab.disk("a");
+    lab.vm()
+        .hotplug()
+        .unwrap()
+        .plug(disk("first", disk_file.clone()), Vec::new())
+        .await
+        .unwrap();
+    lab.boot().await;
+    lab.forget_vm();
+    lab.adopt_vm().await;
+    let hotplug = lab.vm().hotplug().unwrap();
+    let second = hotplug
+        .plug(disk("second", lab.dir.path().join("a2")), Vec::new())
+        .await;
+    assert!(second.is_err());
+    hotplug.unplug("first", LONG).await.unwrap();
+    let again = hotplug.plug(disk("second", disk_file), Vec::new()).await.unwrap();
+    assert_eq!(again.pci_path, "04.0/00.0");
+    assert_eq!(lab.sh("echo alive"), "alive");
+    lab.vm().kill(LONG).await.unwrap();
+    assert!(matches!(
+        lab.vm().exited().await,
+        VmExit::Signal(9) | VmExit::Unknown
+    ));
+}
+
+/// A guest kernel that panics ends the VM; so does a signal, which is reported as one.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn the_end_is_seen_whatever_its_cause() {
+    let mut lab = Lab::launch(|_| {}).await.unwrap();
+    lab.boot().await;
+    writeln!(lab.control.get_mut(), "echo c >/proc/sysrq-trigger").unwrap();
+    let exit = tokio::time::timeout(LONG, lab.vm().exited()).await.unwrap();
+    assert_eq!(exit, VmExit::Code(0));
+    let late = lab.vm().resume().await;
+    assert!(
+        matches!(late, Err(VmmError::Ended { step: "cont", .. })),
+        "{late:?}"
+    );
+    lab.vm().kill(LONG).await.unwrap();
+
+    let lab = Lab::launch(|_| {}).await.unwrap();
+    let process = lab.process;
+    bulkhead_host::process::signal_exact(process.pid, process.start_time, 11).unwrap();
+    assert_eq!(
+        tokio::time::timeout(LONG, lab.vm().exited()).await.unwrap(),
+        VmExit::Signal(11)
+    );
+}
+
+/// What QEMU refuses at start is told in its own words, at once, and nothing is left.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn a_start_that_fails_says_why() {
+    let missing = Lab::launch(|plan| plan.hypervisor = "/nowhere/qemu".into())
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&missing, VmmError::Binary { path, .. } if path.ends_with("qemu")),
+        "{missing:?}"
+    );
+
+    let no_kernel = Lab::launch(|plan| plan.kernel = "/nowhere/vmlinux".into())
+        .await
+        .err()
+        .unwrap();
+    match &no_kernel {
+        VmmError::Ended {
+            exit: VmExit::Code(1),
+            stderr,
+            ..
+        } => assert!(stderr.contains("/nowhere/vmlinux"), "{stderr}"),
+        other => panic!("{other:?}"),
+    }
+
+    let junk = Lab::launch(|plan| plan.kernel = "/etc/passwd".into())
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(
+            junk,
+            VmmError::Ended {
+                exit: VmExit::Code(1),
+                ..
+            }
+        ),
+        "{junk:?}"
+    );
+
+    let option = Lab::launch(|plan| {
+        plan.machine_options = vec![KeyValue {
+            key: "no-such-thing".into(),
+            value: Some("on".into()),
+        }];
+    });
+    match option.await.err().unwrap() {
+        VmmError::Ended { stderr, .. } => assert!(stderr.contains("no-such-thing"), "{stderr}"),
+        other => panic!("{other:?}"),
+    }
+}
