@@ -107,7 +107,7 @@ impl Cache {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FsdError {
     /// The socket's number is wrong.
-    #[error("--socket-fd {number}: {source}")]
+    #[error("--socket-fd {number}")]
     Socket {
         /// The number.
         number: RawFd,
@@ -116,7 +116,7 @@ pub(crate) enum FsdError {
         source: std::io::Error,
     },
     /// The descriptor limit.
-    #[error("raising the limit of open files: {0}")]
+    #[error("raising the limit of open files")]
     Limit(#[source] nix::Error),
     /// The hard limit leaves nothing for the guest.
     #[error("the hard limit of open files is {limit}: expected more than {OWN_DESCRIPTORS}")]
@@ -125,7 +125,7 @@ pub(crate) enum FsdError {
         limit: u64,
     },
     /// Namespaces or root.
-    #[error("{shared}: {source}")]
+    #[error("{shared}")]
     Confine {
         /// The share.
         shared: PathBuf,
@@ -140,7 +140,7 @@ pub(crate) enum FsdError {
     #[error("dropping capabilities: {0}")]
     Capabilities(String),
     /// The file system.
-    #[error("file system: {0}")]
+    #[error("file system")]
     FileSystem(#[source] std::io::Error),
     /// The vhost-user device.
     #[error("vhost-user: {0}")]

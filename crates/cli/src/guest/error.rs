@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
     /// A file.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io {
         /// Which.
         path: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) enum GuestError {
         source: std::io::Error,
     },
     /// The kernel file is not usable.
-    #[error("kernel {path}: {source}")]
+    #[error("kernel {path}")]
     Kernel {
         /// Which.
         path: PathBuf,
@@ -49,10 +49,10 @@ pub(crate) enum GuestError {
     #[error("another build is writing to {0}")]
     Busy(PathBuf),
     /// The manifest cannot be encoded.
-    #[error("encoding the manifest: {0}")]
+    #[error("encoding the manifest")]
     Encode(#[source] serde_json::Error),
     /// The output cannot be written.
-    #[error("writing the output: {0}")]
+    #[error("writing the output")]
     Output(#[source] std::io::Error),
 }
 

@@ -88,7 +88,7 @@ pub(crate) enum ManifestError {
         dir: PathBuf,
     },
     /// A file cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io {
         /// Which.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub(crate) enum ManifestError {
         source: io::Error,
     },
     /// The manifest is none.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Malformed {
         /// Which.
         path: PathBuf,

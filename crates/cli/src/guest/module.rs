@@ -39,7 +39,7 @@ pub(super) const REQUIRED_BUILT_IN: &[&str] = &["virtio_pci", "virtio_console"];
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModuleError {
     /// A file or directory cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io {
         /// Which.
         path: PathBuf,

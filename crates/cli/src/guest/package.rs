@@ -50,7 +50,7 @@ pub(crate) enum PackageError {
         what: &'static str,
     },
     /// The temporary directory.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io {
         /// Which.
         path: PathBuf,

@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {
     /// It cannot be started.
-    #[error("{program} cannot be started: {source}")]
+    #[error("{program} cannot be started")]
     Start {
         /// Which.
         program: String,
