@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Arguments of `bulkhead config`.
 #[derive(Debug, clap::Args)]
-pub struct ConfigArgs {
+pub(crate) struct ConfigArgs {
     #[command(subcommand)]
     verb: ConfigVerb,
 }
@@ -36,7 +36,7 @@ enum ConfigVerb {
 ///
 /// # Errors
 /// A configuration that cannot be used, an unknown option, a file with mistakes (one line for each).
-pub fn run(args: &ConfigArgs, file: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
+pub(crate) fn run(args: &ConfigArgs, file: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
     let text = match &args.verb {
         ConfigVerb::List => reference::list(&load(file)?),
         ConfigVerb::Explain { key } => explain(key, &load(file)?)?,
@@ -54,7 +54,8 @@ pub fn run(args: &ConfigArgs, file: Option<&Path>, out: &mut dyn Write) -> Resul
 }
 
 fn load(file: Option<&Path>) -> Result<Config, Failure> {
-    Config::load(&Source::named(file)).map_err(|error| Failure::from_chain(FailureKind::InvalidArgument, &error))
+    Config::load(&Source::named(file))
+        .map_err(|error| Failure::from_chain(FailureKind::InvalidArgument, &error))
 }
 
 fn explain(key: &str, config: &Config) -> Result<String, Failure> {
@@ -100,7 +101,10 @@ mod tests {
         assert!(by_key.contains(annotation), "{by_key}");
         assert_eq!(config(&["explain", annotation]).unwrap(), by_key);
         let failure = config(&["explain", "default_vcpu"]).unwrap_err();
-        assert!(failure.message.contains("did you mean hypervisor.default_vcpus?"), "{failure}");
+        assert!(
+            failure.message.contains("did you mean hypervisor.default_vcpus?"),
+            "{failure}"
+        );
     }
 
     #[test]
@@ -111,6 +115,9 @@ mod tests {
         let failure = config(&["check", path]).unwrap_err();
         assert_eq!(failure.message.lines().count(), 2, "{failure}");
         assert!(failure.message.contains("default_vcpus is 0"), "{failure}");
-        assert!(failure.message.contains("did you mean hypervisor.kernel?"), "{failure}");
+        assert!(
+            failure.message.contains("did you mean hypervisor.kernel?"),
+            "{failure}"
+        );
     }
 }

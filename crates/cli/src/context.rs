@@ -1,0 +1,186 @@
+//! What every verb is handed: where state lies, how to report, how to reach a sandbox.
+//!
+//! Owns: finding the sandbox of a container. Never: starting one. Called by verbs.
+
+use crate::report::Report;
+use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, SandboxSnapshot};
+use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply};
+use bulkhead_shim::{Client, launch};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// For what a supervisor answers from memory.
+pub(crate) const QUICK: Duration = Duration::from_secs(30);
+
+/// For one call into the guest. The engine has shorter deadlines of its own; this one ends the verb should
+/// the supervisor hang.
+pub(crate) const CALL: Duration = Duration::from_secs(120);
+
+/// For calls that may wait for a boot and for everything that follows one.
+pub(crate) const BOOT: Duration = Duration::from_secs(600);
+
+/// The surroundings of a verb.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    /// Where state lies.
+    pub(crate) layout: Layout,
+    /// `--config`.
+    pub(crate) config: Option<PathBuf>,
+    /// `--systemd-cgroup`.
+    pub(crate) systemd_cgroup: bool,
+    /// Where messages go.
+    pub(crate) report: Report,
+}
+
+/// A container that exists, and the connection it was found by.
+pub(crate) struct Found {
+    /// Connected to its supervisor.
+    pub(crate) client: Client,
+    /// Its id.
+    pub(crate) id: ContainerId,
+    /// As it was published last.
+    pub(crate) container: ContainerSnapshot,
+}
+
+impl Context {
+    /// Reads an id as it was typed.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the id and what was expected.
+    pub(crate) fn id(text: &str) -> Result<ContainerId, Failure> {
+        ContainerId::new(text).map_err(|e| Failure::from_chain(FailureKind::InvalidArgument, &e))
+    }
+
+    /// The container map (K-01).
+    #[must_use]
+    pub(crate) fn map(&self) -> ContainerMap {
+        ContainerMap::new(self.layout.containers())
+    }
+
+    /// The sandbox a container is in: by the map (K-01), or the one of the same name if a create ended
+    /// before it could write the map. `None` when there is neither.
+    ///
+    /// # Errors
+    /// A map that is damaged.
+    pub(crate) fn look_up(&self, id: &ContainerId) -> Result<Option<SandboxId>, Failure> {
+        let mapped = self
+            .map()
+            .sandbox_of(id)
+            .map_err(|e| Failure::from_chain(FailureKind::Internal, &e))?;
+        Ok(mapped.or_else(|| {
+            let own = self.layout.own_sandbox(id);
+            own.dir.is_dir().then(|| SandboxId::from(id))
+        }))
+    }
+
+    /// The sandbox a container is in.
+    ///
+    /// # Errors
+    /// `NotFound` when the container is unknown.
+    pub(crate) fn sandbox_of(&self, id: &ContainerId) -> Result<SandboxId, Failure> {
+        self.look_up(id)?.ok_or_else(|| unknown(id))
+    }
+
+    /// Connects to the supervisor of a container, which is replaced if it is dead.
+    ///
+    /// # Errors
+    /// `NotFound` when the container is unknown, and what connecting reports.
+    pub(crate) fn client(&self, id: &ContainerId) -> Result<Client, Failure> {
+        launch::connect(&self.layout, &self.sandbox_of(id)?)
+    }
+
+    /// Connects to the supervisor of a container and reads the container's state.
+    ///
+    /// # Errors
+    /// `NotFound` when the container is unknown, and what the supervisor reports.
+    pub(crate) fn find(&self, id: &str) -> Result<Found, Failure> {
+        let id = Self::id(id)?;
+        let mut client = self.client(&id)?;
+        let snapshot = snapshot(&mut client)?;
+        let container = snapshot
+            .containers
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| unknown(&id))?;
+        Ok(Found {
+            client,
+            id,
+            container,
+        })
+    }
+}
+
+impl Found {
+    /// Sends a command that is answered with nothing but success.
+    ///
+    /// # Errors
+    /// What the supervisor reports.
+    pub(crate) fn done(&mut self, command: &Command, within: Duration) -> Result<(), Failure> {
+        self.client.call(command, Some(within)).map(drop)
+    }
+}
+
+/// Reads what a supervisor published.
+///
+/// # Errors
+/// What the supervisor reports.
+pub(crate) fn snapshot(client: &mut Client) -> Result<SandboxSnapshot, Failure> {
+    match client.call(&Command::Snapshot, Some(QUICK))? {
+        Reply::Snapshot { snapshot } => Ok(*snapshot),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The failure for an id that names nothing.
+#[must_use]
+pub(crate) fn unknown(id: &ContainerId) -> Failure {
+    Failure::new(FailureKind::NotFound, format!("container {id} does not exist"))
+}
+
+/// The failure for an answer of the wrong kind.
+#[must_use]
+pub(crate) fn unexpected(reply: &Reply) -> Failure {
+    Failure::new(
+        FailureKind::Internal,
+        format!("the supervisor answered something else: {reply:?}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(root: &std::path::Path) -> Context {
+        Context {
+            layout: Layout::new(root),
+            config: None,
+            systemd_cgroup: false,
+            report: Report::default(),
+        }
+    }
+
+    /// K-02: looking up an absent id yields nothing; a verb on it says that it does not exist.
+    #[test]
+    fn k02_an_unknown_id() {
+        let root = tempfile::tempdir().unwrap();
+        let context = context(root.path());
+        let id = ContainerId::new("nope").unwrap();
+        assert_eq!(context.look_up(&id).unwrap(), None);
+        let failure = context.sandbox_of(&id).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::NotFound);
+        assert_eq!(failure.message, "container nope does not exist");
+    }
+
+    /// K-01: the map decides; without an entry a state directory of the same name does.
+    #[test]
+    fn k01_map_then_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let context = context(root.path());
+        let id = ContainerId::new("c").unwrap();
+        let other = SandboxId::new("pod").unwrap();
+        std::fs::create_dir_all(context.layout.own_sandbox(&id).dir).unwrap();
+        assert_eq!(context.look_up(&id).unwrap(), Some(SandboxId::from(&id)));
+        context.map().add(&id, &other).unwrap();
+        assert_eq!(context.look_up(&id).unwrap(), Some(other));
+    }
+}

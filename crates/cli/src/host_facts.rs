@@ -1,0 +1,17 @@
+//! What planning must know about this host.
+//!
+//! Owns: reading it. Never: decides anything. Called by create and run.
+
+use bulkhead_config::HostFacts;
+use bulkhead_model::vm::Accelerator;
+
+/// The facts, as of now.
+#[must_use]
+pub(crate) fn read() -> HostFacts {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    HostFacts::from_texts(
+        &text("/sys/devices/system/cpu/online"),
+        &text("/proc/meminfo"),
+        Accelerator::Tcg,
+    )
+}

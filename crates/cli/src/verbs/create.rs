@@ -1,0 +1,31 @@
+//! `create`: makes a container and leaves it in state created.
+
+use super::Outcome;
+use crate::bring_up::{BundleFlags, bring_up, in_runc_words};
+use crate::context::Context;
+use crate::interrupt::Interrupts;
+use clap::Args;
+
+/// Options of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Bundle and terminal.
+    #[command(flatten)]
+    pub(crate) flags: BundleFlags,
+    /// Id of the container; unique on the host
+    #[arg(value_name = "CONTAINER-ID")]
+    pub(crate) id: String,
+}
+
+impl Create {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// See [`bring_up`].
+    pub(crate) fn run(self, context: &Context) -> Outcome {
+        let interrupts = Interrupts::deadly()?;
+        let created = bring_up(context, &self.flags, &self.id, true, &interrupts).map_err(in_runc_words)?;
+        created.stub.leave();
+        Ok(0)
+    }
+}

@@ -1,0 +1,82 @@
+//! `delete`: removes a container and everything it holds (C-15), then runs the poststop hooks (K-06).
+
+use super::Outcome;
+use crate::context::{BOOT, Context, snapshot, unknown};
+use crate::hooks;
+use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, State};
+use bulkhead_sandbox::Command;
+use bulkhead_shim::launch;
+use clap::Args;
+
+/// Options of `delete`.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Delete a container that is still running too, with SIGKILL; an unknown id is no error
+    #[arg(long, short)]
+    pub(crate) force: bool,
+    /// Id of the container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub(crate) id: String,
+}
+
+impl Delete {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// A container that is not stopped, without `--force`; an unknown id, without `--force`.
+    pub(crate) fn run(self, context: &Context) -> Outcome {
+        let id = Context::id(&self.id)?;
+        match remove(context, &id, self.force) {
+            Err(failure) if self.force && failure.kind == FailureKind::NotFound => Ok(0),
+            other => other.map(|()| 0),
+        }
+    }
+}
+
+/// Removes a container; with `force` whatever its state.
+///
+/// # Errors
+/// As the verb.
+pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result<(), Failure> {
+    let sandbox = context.sandbox_of(id)?;
+    let mut client = launch::connect(&context.layout, &sandbox)?;
+    let container = snapshot(&mut client)?.containers.get(id).cloned();
+    match &container {
+        Some(container) if !force => deletable(container)?,
+        // A sandbox that never got its container: only force takes it down, a create may be under way.
+        None if !force => return Err(unknown(id)),
+        _ => {}
+    }
+    let command = Command::Delete {
+        id: id.clone(),
+        force,
+    };
+    let result = match (client.call(&command, Some(BOOT)), &container) {
+        (Err(failure), None) if failure.kind == FailureKind::NotFound => {
+            client.call(&Command::Shutdown, Some(BOOT)).map(drop)
+        }
+        (other, _) => other.map(drop),
+    };
+    result?;
+    if let Some(mut container) = container {
+        container.state = State::Stopped;
+        hooks::poststop(context, &container);
+    }
+    Ok(())
+}
+
+/// A created container is deleted without force too, as crun and the contract (C-15) do; runc waits for it
+/// to be killed first.
+fn deletable(container: &ContainerSnapshot) -> Result<(), Failure> {
+    match container.state {
+        State::Stopped | State::Ready => Ok(()),
+        State::Running | State::Paused => Err(Failure::new(
+            FailureKind::FailedPrecondition,
+            format!(
+                "cannot delete container {} that is not stopped: {}",
+                container.id,
+                container.state.oci_name()
+            ),
+        )),
+    }
+}
