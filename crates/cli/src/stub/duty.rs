@@ -10,7 +10,7 @@
 //! Owns: the stub process. Never: copies data, starts a thread, or returns to a shell's job control.
 
 use super::LOST;
-use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, Order, Report};
+use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, Report};
 use super::spawn::internal;
 use bulkhead_host::deadline::{self, Deadline};
 use bulkhead_host::inherited::take_inherited;
@@ -43,7 +43,7 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
     let connection = UnixStream::from(take_inherited(CONNECTION_FD)?);
     let order: Order = order::receive(&channel)?;
     let log = order.log.then(|| take_inherited(LOG_FD)).transpose()?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let null = take_inherited(NULL_FD)?;
     let report = match settle(&order) {
         Ok(warnings) => Report::Ready { warnings },
         Err(error) => {
@@ -59,7 +59,7 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
         terminal: order.terminal,
         client: Client::from_stream(connection),
         signals,
-        null: null.into(),
+        null,
         log: log.map(File::from),
     };
     Ok(duty.serve())

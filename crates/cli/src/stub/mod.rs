@@ -21,8 +21,10 @@ mod request;
 mod spawn;
 mod view;
 
-pub(crate) use request::{Namespaces, Stdio, StubRequest};
-pub(crate) use spawn::{Stub, StubError, spawn};
+pub(crate) use request::{Stdio, StubRequest};
+#[allow(unused_imports, reason = "tests match on it; verbs turn it into a failure")]
+pub(crate) use spawn::StubError;
+pub(crate) use spawn::{Stub, spawn};
 pub(crate) use view::View;
 
 use std::os::fd::RawFd;

@@ -14,10 +14,12 @@ use std::os::unix::net::UnixStream;
 pub(super) const CHANNEL_FD: RawFd = 3;
 /// Descriptor of the connection to the supervisor.
 pub(super) const CONNECTION_FD: RawFd = 4;
+/// Descriptor of the host's `/dev/null`, which replaces ended streams.
+pub(super) const NULL_FD: RawFd = 5;
 /// Descriptor of the log, if the order says so.
-pub(super) const LOG_FD: RawFd = 5;
+pub(super) const LOG_FD: RawFd = 6;
 /// Pidfd of the container's stub, if the order says so.
-pub(super) const JOIN_FD: RawFd = 6;
+pub(super) const JOIN_FD: RawFd = 7;
 
 /// Verb to stub, first.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,9 +28,9 @@ pub(super) struct Order {
     pub(super) key: ProcessKey,
     /// Descriptor 0 is a terminal.
     pub(super) terminal: bool,
-    /// Descriptor 5 is the log.
+    /// Descriptor 6 is the log.
     pub(super) log: bool,
-    /// What to show; `None`: join the namespaces of descriptor 6.
+    /// What to show; `None`: join the namespaces of descriptor 7.
     pub(super) view: Option<Box<View>>,
 }
 

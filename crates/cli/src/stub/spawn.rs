@@ -2,7 +2,7 @@
 //!
 //! Owns: the stub until the verb lets it go: dropping a [`Stub`] kills it. Never: waits without a deadline.
 
-use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, Order, Report};
+use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, Report};
 use super::request::{Namespaces, NetworkChoice, Stdio, StubRequest};
 use bulkhead_host::netns::{Netns, NetnsError};
 use bulkhead_host::process::{self, Child, Exit, IdentityError, MARKER, Namespace, Spawn, SpawnError};
@@ -164,12 +164,19 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
     let program = request.program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let program =
         File::open(&program).map_err(|source| StubError::Spawn(SpawnError::Program { program, source }))?;
+    // Opened here: a descriptor from the stub's own copy of the mounts would keep that copy in memory.
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(lost("opening /dev/null"))?;
     let mut spawn = Spawn::from_fd(program.into(), "bulkhead")
         .args(["stub", "3"])
         .arg(request.key.to_string())
         .env(MARKER, &request.marker)
         .fd(far.into(), CHANNEL_FD)
         .fd(connection, CONNECTION_FD)
+        .fd(null.into(), NULL_FD)
         .directory("/")
         .new_session();
     spawn = match request.stdio {
