@@ -121,7 +121,7 @@ impl Engine for Library {
     }
 
     fn exec(&self, order: ExecOrder, stdio: Vec<OwnedFd>) -> Result<Launched, Refusal> {
-        self.launcher.launch(&Order::Exec(order), &stdio)
+        self.launcher.launch(&Order::Exec(Box::new(order)), &stdio)
     }
 
     fn forget(&self, container: &Handle) {

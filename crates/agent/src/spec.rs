@@ -10,7 +10,7 @@
 use crate::paths;
 use bulkhead_model::oci::{
     Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Root, Spec,
+    LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
     let capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
     spec.set_process(Some(process));
 
-    let mut root = spec.root().clone().unwrap_or_else(Root::default);
+    let mut root = spec.root().clone().unwrap_or_default();
     if spec.root().is_none() {
         root.set_readonly(None);
     }

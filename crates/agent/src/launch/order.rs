@@ -42,7 +42,7 @@ pub(crate) enum Order {
     /// See [`CreateOrder`].
     Create(CreateOrder),
     /// See [`ExecOrder`].
-    Exec(ExecOrder),
+    Exec(Box<ExecOrder>),
 }
 
 /// Why a process was not started.

@@ -12,11 +12,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 fn slots(source: &str) -> Result<Vec<u8>, StorageError> {
     let slots: Option<Vec<u8>> = source
         .split('/')
-        .map(|slot| {
-            u8::from_str_radix(slot, 16)
-                .ok()
-                .filter(|slot| slot.to_owned() < 32 && !source.is_empty())
-        })
+        .map(|slot| u8::from_str_radix(slot, 16).ok().filter(|slot| *slot < 32))
         .collect();
     slots.ok_or_else(|| StorageError::PciPath {
         source_path: source.to_owned(),
