@@ -13,7 +13,7 @@
 use crate::error::SandboxError;
 use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
-use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform, SocketPair};
+use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::vm::SharedFs;
 use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
@@ -41,6 +41,12 @@ pub struct Yard<'a> {
     pub platform: &'a dyn Platform,
     /// The VMM driver.
     pub vmm: &'a dyn Vmm,
+}
+
+/// A listening socket and a client that is connected before anyone accepts.
+struct SocketPair {
+    listener: OwnedFd,
+    client: OwnedFd,
 }
 
 /// Sockets and directories are there; nothing runs.
@@ -121,12 +127,15 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
             .listen(&path)
             .map_err(|e| SandboxError::host("listening on", path, e))
     };
-    let [qmp, control, data, console] = [
-        listen("qmp")?,
-        listen("control")?,
-        listen("data")?,
-        listen("console")?,
-    ];
+    let pair = |name: &str| {
+        let path = paths.vm_socket(name);
+        let listener = listen(name)?;
+        let client = platform
+            .connect(&path)
+            .map_err(|e| SandboxError::host("connecting to", path, e))?;
+        Ok::<_, SandboxError>(SocketPair { listener, client })
+    };
+    let [qmp, control, data, console] = [pair("qmp")?, pair("control")?, pair("data")?, pair("console")?];
     let fs = match plan.vm.shared_fs {
         SharedFs::None => None,
         SharedFs::VirtioFs { .. } | SharedFs::Virtio9p { .. } => {
@@ -150,7 +159,7 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
                 .share_root(&share)
                 .map_err(|e| SandboxError::host("sharing", &share, e))?;
             // The VMM is the one who connects to the daemon.
-            Some(listen("fs")?.listener)
+            Some(listen("fs")?)
         }
     };
     Ok(Prepared {

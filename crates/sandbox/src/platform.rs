@@ -14,15 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A listening socket and a client that is already connected to it.
-#[derive(Debug)]
-pub struct SocketPair {
-    /// Bound and listening.
-    pub listener: OwnedFd,
-    /// Connected before anyone accepts.
-    pub client: OwnedFd,
-}
-
 /// A daemon started for the sandbox.
 #[async_trait]
 pub trait Daemon: Send + Sync {
@@ -88,8 +79,8 @@ pub trait Platform: Send + Sync {
     fn plan_cgroup(&self, plan: &SandboxPlan) -> io::Result<Vec<PathBuf>>;
     /// Makes them.
     fn make_cgroup(&self, plan: &SandboxPlan, paths: &[PathBuf]) -> io::Result<CgroupMade>;
-    /// Binds a listening socket at `path` and connects to it.
-    fn listen(&self, path: &Path) -> io::Result<SocketPair>;
+    /// Binds a listening socket at `path`.
+    fn listen(&self, path: &Path) -> io::Result<OwnedFd>;
     /// A pipe whose read end feeds the sandbox log under `source`; the write end is returned.
     fn log_pipe(&self, source: &'static str) -> io::Result<OwnedFd>;
     /// Follows the guest console at `client` into the log and keeps its last lines.

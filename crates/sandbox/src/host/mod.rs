@@ -11,7 +11,7 @@ pub use undo::undo;
 
 use crate::journal::Resource;
 use crate::layout::SandboxPaths;
-use crate::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform, SocketPair};
+use crate::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
@@ -155,13 +155,8 @@ impl Platform for RealHost {
         })
     }
 
-    fn listen(&self, path: &Path) -> io::Result<SocketPair> {
-        let listener = fdpass::listen(path).map_err(io::Error::other)?;
-        let client = UnixStream::connect(path)?;
-        Ok(SocketPair {
-            listener: listener.into(),
-            client: client.into(),
-        })
+    fn listen(&self, path: &Path) -> io::Result<OwnedFd> {
+        fdpass::listen(path).map(OwnedFd::from).map_err(io::Error::other)
     }
 
     fn log_pipe(&self, source: &'static str) -> io::Result<OwnedFd> {
