@@ -38,7 +38,7 @@ pub(crate) enum Rootless {
     Auto,
 }
 
-/// Options that are accepted before and after every verb.
+/// Options that are accepted before and after every verb (`--rootless` and `--version` before it only: verbs have their own).
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Enable debug logging
@@ -64,8 +64,8 @@ pub(crate) struct Global {
     pub(crate) systemd_cgroup: bool,
     /// Ignore cgroup permission errors; accepted, a refused limit is always only logged
     #[arg(
-        long,
-        global = true,
+        id = "global_rootless",
+        long = "rootless",
         value_name = "WHEN",
         ignore_case = true,
         default_value = "auto"
