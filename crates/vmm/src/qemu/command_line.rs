@@ -280,13 +280,14 @@ fn devices(line: &mut Line, plan: &VmPlan) {
     }
 }
 
+/// A virtio device, modern only: the old interface would cost I/O space and its probing.
 fn virtio(plan: &VmPlan, device: &str) -> String {
-    let suffix = if plan.iommu_platform {
-        ",iommu_platform=on,disable-legacy=on"
+    let iommu = if plan.iommu_platform {
+        ",iommu_platform=on"
     } else {
         ""
     };
-    format!("{device}{suffix}")
+    format!("{device},disable-legacy=on{iommu}")
 }
 
 /// A path inside an option list: commas are doubled.

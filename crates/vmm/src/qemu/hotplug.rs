@@ -190,10 +190,11 @@ impl Instance {
         };
         loop {
             match events.recv().await {
-                Ok(event) if event.data["device"].as_str() == Some(id) => match event.name.as_str() {
+                Ok(event) if concerns(&event, id) => match event.name.as_str() {
                     "DEVICE_DELETED" => return Ok(()),
-                    // Newer QEMU sends the first, 7.2 for DIMMs both.
+                    // Newer QEMU sends the first, 7.2 for DIMMs the second.
                     "DEVICE_UNPLUG_GUEST_ERROR" | "MEM_UNPLUG_ERROR" => return Err(refused),
+                    "ACPI_DEVICE_OST" if ost_refuses(&event.data["info"]) => return Err(refused),
                     _ => {}
                 },
                 Ok(_) => {}
@@ -260,6 +261,18 @@ impl Instance {
     }
 }
 
+/// Whether an event is about the device `id`.
+pub(super) fn concerns(event: &QmpEvent, id: &str) -> bool {
+    let device = |value: &Value| value["device"].as_str() == Some(id);
+    device(&event.data) || device(&event.data["info"])
+}
+
+/// Whether a guest's report on an ejection is a no: ACPI 6.4 section 6.3.5, source 3 (ejection request) or
+/// 0x103 (asked for by the guest itself); status 0 is done, 0x84 is under way.
+fn ost_refuses(info: &Value) -> bool {
+    matches!(info["source"].as_u64(), Some(0x3 | 0x103)) && !matches!(info["status"].as_u64(), Some(0 | 0x84))
+}
+
 fn plugged_kind(qom_type: &str) -> Option<Kind> {
     match qom_type {
         "child<vhost-user-fs-pci>" => Some(Kind::SharedFs),
@@ -285,6 +298,21 @@ mod tests {
         assert_eq!(slot_of("/machine/peripheral/rp3/rp3", 3), None);
         assert_eq!(slot_of("/machine/q35/pcie.0", 8), None);
         assert_eq!(slot_of("", 8), None);
+    }
+
+    #[test]
+    fn a_guest_says_no_by_its_status() {
+        let info = |source, status| json!({"device": "dimm0", "source": source, "status": status});
+        assert!(ost_refuses(&info(3, 1)) && ost_refuses(&info(0x103, 0x82)));
+        assert!(!ost_refuses(&info(3, 0)) && !ost_refuses(&info(3, 0x84)) && !ost_refuses(&info(1, 1)));
+        let event = |data| QmpEvent {
+            name: "X".into(),
+            data,
+        };
+        assert!(concerns(&event(json!({"info": info(3, 1)})), "dimm0"));
+        assert!(concerns(&event(json!({"device": "a"})), "a"));
+        assert!(!concerns(&event(json!({"path": "/machine/peripheral/a"})), "a"));
+        assert!(!concerns(&event(Value::Null), "a"));
     }
 
     #[test]

@@ -9,13 +9,17 @@
 //! vCPU (offline in the guest and reused, contract C-24). QEMU is asked each time; nothing is remembered.
 
 use super::command_line::{MEMORY_BLOCK_MIB, VIRTIO_MEM, growth_mib};
+use super::hotplug::concerns;
 use super::instance::Instance;
+use crate::qmp::QmpEvent;
 use crate::{Resize, VmmError};
 use async_trait::async_trait;
 use bulkhead_model::vm::Accelerator;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 /// For a guest to take or give memory.
 const MEMORY: Duration = Duration::from_secs(30);
@@ -164,14 +168,57 @@ impl Instance {
         }
         object["prealloc"] = json!(self.plan.memory_prealloc);
         self.command("object-add", object).await?;
-        let dimm = json!({"driver": "pc-dimm", "id": format!("dimm{number}"), "memdev": memory});
+        let id = format!("dimm{number}");
+        let events = self.qmp.events();
+        let dimm = json!({"driver": "pc-dimm", "id": id, "memdev": memory});
         if let Err(error) = self.command("device_add", dimm).await {
             if let Err(undo) = self.command("object-del", json!({"id": memory})).await {
                 tracing::warn!(%undo, number, "memory for a DIMM stays behind");
             }
             return Err(error);
         }
-        Ok(())
+        if !self.ran.load(Ordering::Relaxed) {
+            // The guest finds it in its memory map.
+            return Ok(());
+        }
+        let taken = self.await_taken(&id, events).await;
+        if taken.is_err()
+            && let Err(undo) = self.remove_dimm(number).await
+        {
+            tracing::warn!(%undo, number, "a DIMM stays behind");
+        }
+        taken
+    }
+
+    /// Waits for the guest's word that it uses a DIMM. Without it, an ejection that follows soon is lost:
+    /// the firmware's scan reports one event for each DIMM.
+    async fn await_taken(&self, id: &str, mut events: broadcast::Receiver<QmpEvent>) -> Result<(), VmmError> {
+        let step = "adding memory";
+        let refused = VmmError::Device {
+            id: id.to_owned(),
+            what: "the guest does not take it",
+        };
+        let told = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.name == "ACPI_DEVICE_OST" && concerns(&event, id) => {
+                        let done = event.data["info"]["status"].as_u64() == Some(0);
+                        return if done { Ok(()) } else { Err(refused) };
+                    }
+                    // A missed event may have been ours: the guest had all the time there was.
+                    Err(RecvError::Lagged(_)) => return Ok(()),
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            told = tokio::time::timeout(MEMORY, told) => {
+                told.map_err(|_| VmmError::Deadline { step, deadline: MEMORY })?
+            }
+            exit = self.process.exited() => Err(self.process.ended(step, exit)),
+        }
     }
 
     async fn remove_dimm(&self, number: u32) -> Result<(), VmmError> {
