@@ -20,6 +20,7 @@ pub mod overrides;
 mod plan;
 pub mod pod;
 pub mod reference;
+pub mod rootfs_options;
 mod sizing;
 mod source;
 mod spec;

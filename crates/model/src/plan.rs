@@ -10,6 +10,7 @@ mod kind;
 mod monitor;
 mod mount;
 mod share;
+mod volume;
 
 pub use agent::AgentPlan;
 pub use command::{CommandPlan, EnvVar};
@@ -19,6 +20,7 @@ pub use kind::ContainerKind;
 pub use monitor::NetworkMonitor;
 pub use mount::MountPlan;
 pub use share::Share;
+pub use volume::{NydusImage, OverlayLayer, Verity, VirtualVolume, VolumeContent};
 
 use crate::{ContainerId, SandboxId, VmPlan, oci};
 use serde::{Deserialize, Serialize};

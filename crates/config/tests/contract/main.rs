@@ -9,6 +9,7 @@ mod containers;
 mod files;
 mod page;
 mod properties;
+mod rootfs;
 mod sandboxes;
 mod sizes;
 mod spec;
