@@ -219,6 +219,11 @@ fn k_03_a_cgroup_is_made_joined_limited_and_removed_on_this_host() {
     assert_eq!(started.cgroup_refusals.len(), 0, "{:?}", started.cgroup_refusals);
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", started.child.pid())).unwrap();
     assert!(groups.contains(&path), "{groups}");
+    let other = Spawn::new("/bin/sleep").arg("600").spawn().unwrap().child;
+    assert_eq!(cgroup::join(&group.procs(), other.pid()).len(), 0);
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", other.pid())).unwrap();
+    assert!(groups.contains(&path), "{groups}");
+    other.kill_and_wait(LONG).unwrap();
     match group.remove(Duration::from_millis(20)) {
         Err(CgroupError::Busy { pids, .. }) => assert_eq!(pids, [started.child.pid()]),
         other => panic!("{other:?}"),

@@ -67,13 +67,19 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
 
 /// Takes the terminal, then enters or builds the namespaces.
 fn settle(order: &Order) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let mut warnings = Vec::new();
     if order.terminal {
         let stdin = io::stdin();
-        pty::make_controlling(stdin.as_fd())?;
+        // `--console` may name a terminal that controls the caller's session: it works all the same, but
+        // changes of its size and its end are not seen here.
+        if let Err(error) = pty::make_controlling(stdin.as_fd()) {
+            warnings.push(format!("the terminal is not the stub's controlling one: {error}"));
+        }
         RawMode::set(stdin.as_fd())?;
     }
     if let Some(view) = &order.view {
-        return Ok(view.enter()?);
+        warnings.extend(view.enter()?);
+        return Ok(warnings);
     }
     let container = take_inherited(JOIN_FD)?;
     // All at once: after the mount namespace the others' files could not be found any more.
@@ -83,7 +89,7 @@ fn settle(order: &Order) -> Result<Vec<String>, Box<dyn std::error::Error>> {
         | CloneFlags::CLONE_NEWNET;
     nix::sched::setns(container, all)?;
     nix::unistd::chdir("/")?;
-    Ok(Vec::new())
+    Ok(warnings)
 }
 
 struct Duty {

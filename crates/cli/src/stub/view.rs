@@ -336,3 +336,99 @@ fn note(warnings: &mut Vec<String>, what: &str, result: io::Result<()>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn view(mounts: serde_json::Value) -> View {
+        let plan: ContainerPlan = serde_json::from_value(json!({
+            "id": "c",
+            "bundle": "/bundle",
+            "rootfs": { "path": "/bundle/rootfs", "readonly": true },
+            "spec": { "ociVersion": "1.0.2", "hostname": "h", "mounts": mounts,
+                      "linux": { "maskedPaths": ["/proc/x"], "readonlyPaths": ["/proc/y"] } },
+            "creates_sandbox": true,
+        }))
+        .unwrap();
+        View::of(&plan)
+    }
+
+    fn kinds(mounts: serde_json::Value) -> Vec<(String, VolumeKind)> {
+        let destination = |volume: Volume| (volume.destination.display().to_string(), volume.kind);
+        view(mounts).volumes.into_iter().map(destination).collect()
+    }
+
+    #[test]
+    fn names_paths_and_the_root_come_from_the_plan() {
+        let view = view(json!([]));
+        assert_eq!(view.rootfs, Path::new("/bundle/rootfs"));
+        assert!(view.read_only);
+        assert_eq!((view.hostname.as_deref(), view.domainname), (Some("h"), None));
+        assert_eq!((view.masked, view.read_only_paths), (vec!["/proc/x".into()], vec!["/proc/y".into()]));
+    }
+
+    #[test]
+    fn binds_are_recursive_unless_they_say_bind_and_relative_to_the_bundle() {
+        let bind = |source: &str, recursive| VolumeKind::Bind {
+            source: source.into(),
+            recursive,
+        };
+        let found = kinds(json!([
+            { "destination": "/a", "type": "bind", "source": "data" },
+            { "destination": "/b", "type": "bind", "source": "/data", "options": ["bind"] },
+            { "destination": "/c", "type": "none", "source": "/data", "options": ["rbind", "ro"] },
+        ]));
+        let expected = [
+            ("/a".to_owned(), bind("/bundle/data", true)),
+            ("/b".to_owned(), bind("/data", false)),
+            ("/c".to_owned(), bind("/data", true)),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn c_30_what_does_not_reach_the_guest_is_not_shown() {
+        let found = kinds(json!([
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs" },
+            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
+            { "destination": "/dev/shm", "type": "bind", "source": "/var/lib/shm", "options": ["rbind"] },
+            { "destination": "/x", "type": "bind", "source": "/proc/1/root" },
+            { "destination": "/y", "type": "bind", "source": "/sys/kernel" },
+            { "destination": "/z", "type": "bind", "source": "/dev/null" },
+            { "destination": "/nowhere", "type": "bind" },
+        ]));
+        assert_eq!(found, []);
+    }
+
+    #[test]
+    fn a_tmpfs_keeps_its_size_and_flags() {
+        let volumes = view(json!([{
+            "destination": "/t", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "nodev", "noexec", "ro", "size=1m", "mode=1777", "strange=1"],
+        }]))
+        .volumes;
+        let options = [("size", "1m"), ("mode", "1777")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let expected = Volume {
+            destination: "/t".into(),
+            kind: VolumeKind::Tmpfs {
+                options: options.to_vec(),
+            },
+            read_only: true,
+            no_suid: true,
+            no_dev: true,
+            no_exec: true,
+        };
+        assert_eq!(volumes, [expected]);
+    }
+
+    #[test]
+    fn it_survives_the_way_to_the_stub() {
+        let view = view(json!([{ "destination": "/a", "type": "bind", "source": "data" }]));
+        let json = serde_json::to_string(&view).unwrap();
+        assert_eq!(serde_json::from_str::<View>(&json).unwrap(), view);
+    }
+}

@@ -166,6 +166,13 @@ impl Cgroup {
     }
 }
 
+/// Moves a running process into the cgroups of these `cgroup.procs` files; returns what the host refused.
+#[must_use]
+pub fn join(procs: &[PathBuf], pid: i32) -> Vec<LimitRefusal> {
+    let value = pid.to_string();
+    procs.iter().filter_map(|file| write(file, &value).err()).collect()
+}
+
 /// Removes one cgroup directory and the empty ones below it, waiting at most `within` for the processes in it
 /// to end (by their pidfds). What is not there is success.
 ///

@@ -10,5 +10,5 @@
 mod group;
 mod hierarchy;
 
-pub use group::{Cgroup, Created, LimitRefusal, remove, remove_if_empty};
+pub use group::{Cgroup, Created, LimitRefusal, join, remove, remove_if_empty};
 pub use hierarchy::{CgroupError, Hierarchy, RESOURCES, expand_systemd};
