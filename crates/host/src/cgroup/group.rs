@@ -170,7 +170,10 @@ impl Cgroup {
 #[must_use]
 pub fn join(procs: &[PathBuf], pid: i32) -> Vec<LimitRefusal> {
     let value = pid.to_string();
-    procs.iter().filter_map(|file| write(file, &value).err()).collect()
+    procs
+        .iter()
+        .filter_map(|file| write(file, &value).err())
+        .collect()
 }
 
 /// Removes one cgroup directory and the empty ones below it, waiting at most `within` for the processes in it

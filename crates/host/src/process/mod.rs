@@ -14,9 +14,12 @@ mod child;
 mod exec;
 mod identity;
 mod marker;
+mod namespace;
+mod prepare;
 mod spawn;
 
 pub use child::{Child, Exit};
 pub use identity::{IdentityError, alive, open_exact, signal_exact, start_time, wait_gone};
 pub use marker::{MARKER, marked};
-pub use spawn::{CgroupRefusal, Namespace, Spawn, SpawnError, Started};
+pub use namespace::Namespace;
+pub use spawn::{CgroupRefusal, Spawn, SpawnError, Started};

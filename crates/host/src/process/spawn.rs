@@ -9,12 +9,12 @@
 //! streams not named are `/dev/null`. Never: sets a parent-death signal. Called by `vmm`, `shim`, `cli`.
 
 use super::exec::{self, Prepared, REPORT_BYTES, Step, Target};
-use super::{Child, identity};
+use super::prepare::{Plumbing, Words, gaps, pointers};
+use super::{Child, Namespace, identity};
 use crate::deadline::{self, Deadline};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag};
 use nix::sys::signal::{SigSet, SigmaskHow};
-use std::ffi::{CString, OsStr, OsString, c_char};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::io::Read as _;
@@ -25,51 +25,6 @@ use std::time::Duration;
 
 /// Between clone and exec only a few system calls are made; this much is for a machine out of memory.
 const EXEC_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Kind of a namespace (namespaces(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Namespace {
-    /// Mounts.
-    Mount,
-    /// Process ids; the started process is its pid 1 when new.
-    Pid,
-    /// Network.
-    Network,
-    /// System V IPC and message queues.
-    Ipc,
-    /// Host and domain name.
-    Uts,
-    /// Cgroup root.
-    Cgroup,
-}
-
-impl Namespace {
-    /// The `CLONE_NEW*` flag.
-    #[must_use]
-    pub const fn flag(self) -> i32 {
-        match self {
-            Self::Mount => libc::CLONE_NEWNS,
-            Self::Pid => libc::CLONE_NEWPID,
-            Self::Network => libc::CLONE_NEWNET,
-            Self::Ipc => libc::CLONE_NEWIPC,
-            Self::Uts => libc::CLONE_NEWUTS,
-            Self::Cgroup => libc::CLONE_NEWCGROUP,
-        }
-    }
-
-    /// Its name below `/proc/<pid>/ns`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Mount => "mnt",
-            Self::Pid => "pid",
-            Self::Network => "net",
-            Self::Ipc => "ipc",
-            Self::Uts => "uts",
-            Self::Cgroup => "cgroup",
-        }
-    }
-}
 
 /// Why a process could not be started. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +95,7 @@ pub struct Started {
 }
 
 #[derive(Debug)]
-enum Program {
+pub(super) enum Program {
     Path(PathBuf),
     Fd(OwnedFd),
 }
@@ -148,17 +103,17 @@ enum Program {
 /// A process to be started.
 #[derive(Debug)]
 pub struct Spawn {
-    program: Program,
-    name: PathBuf,
-    args: Vec<OsString>,
-    env: Vec<OsString>,
-    fds: Vec<(OwnedFd, RawFd)>,
-    cgroups: Vec<PathBuf>,
-    enter: Vec<(Namespace, OwnedFd)>,
-    unshare: i32,
-    limits: Vec<(u32, u64, u64)>,
-    directory: Option<PathBuf>,
-    new_session: bool,
+    pub(super) program: Program,
+    pub(super) name: PathBuf,
+    pub(super) args: Vec<OsString>,
+    pub(super) env: Vec<OsString>,
+    pub(super) fds: Vec<(OwnedFd, RawFd)>,
+    pub(super) cgroups: Vec<PathBuf>,
+    pub(super) enter: Vec<(Namespace, OwnedFd)>,
+    pub(super) unshare: i32,
+    pub(super) limits: Vec<(u32, u64, u64)>,
+    pub(super) directory: Option<PathBuf>,
+    pub(super) new_session: bool,
 }
 
 impl Spawn {
@@ -303,81 +258,88 @@ impl Spawn {
     }
 
     fn start(self) -> Result<Started, SpawnError> {
-        let step = |step| {
-            let program = self.name.clone();
-            move |source: io::Error| SpawnError::Step {
-                program,
-                step,
-                source,
-            }
+        let words = Words::of(&self)?;
+        let mut plumbing = Plumbing::lay(&self)?;
+        let limits = self.kernel_limits();
+        let close = gaps(&plumbing.fds);
+        let (argv, envp) = (pointers(&words.argv), pointers(&words.envp));
+        let target = match (&words.path, &plumbing.program) {
+            (Some(path), _) => Target::Path(path),
+            (None, Some(fd)) => Target::Fd(fd.as_raw_fd()),
+            // One of the two is always there; execveat refuses this one.
+            (None, None) => Target::Fd(-1),
         };
-        let argv = c_strings("argument", &self.args)?;
-        let envp = c_strings("environment variable", &self.env)?;
-        let path = match &self.program {
-            Program::Path(path) => Some(c_string("program", self.resolve(path)?.as_os_str())?),
-            Program::Fd(_) => None,
+        let prepared = Prepared {
+            target,
+            argv: &argv,
+            envp: &envp,
+            fds: &plumbing.fds,
+            close: &close,
+            cgroups: &plumbing.cgroups,
+            namespaces: &plumbing.namespaces,
+            limits: &limits,
+            directory: words.directory.as_deref(),
+            new_session: self.new_session,
+            report: plumbing.report.as_raw_fd(),
         };
-        let directory = match &self.directory {
-            Some(path) => Some(c_string("directory", path.as_os_str())?),
-            None => None,
-        };
-        let highest = self.highest_number()?;
-        let (reports, low_report) =
-            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| step("making a pipe")(e.into()))?;
+        let (pid, pidfd) = clone_and_exec(&prepared, self.unshare)
+            .map_err(|errno| self.failed("cloning the process", errno.into()))?;
+        let refusals = std::mem::take(&mut plumbing.refusals);
+        let cgroup_paths = std::mem::take(&mut plumbing.cgroup_paths);
+        // The write end among it: reading ends when the child's copy closes.
+        let reports = plumbing.into_reports();
 
-        // Sources move above every fixed number, so that no dup2 overwrites one still needed.
-        let above =
-            |fd: BorrowedFd<'_>| duplicate_above(fd, highest).map_err(step("duplicating a descriptor"));
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(step("opening /dev/null"))?;
-        let mut held = Vec::new();
-        let mut fds = Vec::new();
-        let missing = (0..3).filter(|n| !self.fds.iter().any(|(_, number)| number == n));
-        for (source, number) in self
-            .fds
-            .iter()
-            .map(|(fd, number)| (fd.as_fd(), *number))
-            .chain(missing.map(|number| (null.as_fd(), number)))
-        {
-            let moved = above(source)?;
-            fds.push((moved.as_raw_fd(), number));
-            held.push(moved);
-        }
-        let mut namespaces = Vec::new();
-        for (kind, target) in &self.enter {
-            let moved = above(target.as_fd())?;
-            namespaces.push((moved.as_raw_fd(), kind.flag()));
-            held.push(moved);
-        }
-        let report = above(low_report.as_fd())?;
-        drop(low_report);
-        let target_fd = match &self.program {
-            Program::Fd(fd) => Some(above(fd.as_fd())?),
-            Program::Path(_) => None,
+        // Not yet reaped, so the pid is still its own.
+        let at = identity::start_time(pid).ok().flatten().unwrap_or(0);
+        let started = Started {
+            child: Child::new(pid, at, pidfd),
+            cgroup_refusals: refusals,
+            limit_refusals: Vec::new(),
         };
+        self.outcome(started, reports, &cgroup_paths)
+    }
 
-        let mut refusals = Vec::new();
-        let mut cgroup_fds = Vec::new();
-        let mut cgroup_paths = Vec::new();
-        for path in &self.cgroups {
-            match File::options().write(true).open(path) {
-                Ok(file) => {
-                    let moved = above(file.as_fd())?;
-                    cgroup_fds.push(moved.as_raw_fd());
-                    cgroup_paths.push(path);
-                    held.push(moved);
+    /// Waits until the child runs its program and sorts its reports. A child that failed is gone afterwards.
+    fn outcome(
+        &self,
+        mut started: Started,
+        reports: File,
+        cgroups: &[PathBuf],
+    ) -> Result<Started, SpawnError> {
+        let mut fatal = None;
+        match read_reports(reports) {
+            Err(source) => fatal = Some(self.failed("waiting for its exec", source)),
+            Ok(reports) => {
+                for (step, index, source) in reports {
+                    match step {
+                        Step::Cgroup => {
+                            let refusal = |path: &PathBuf| CgroupRefusal {
+                                path: path.clone(),
+                                source,
+                            };
+                            started.cgroup_refusals.extend(cgroups.get(index).map(refusal));
+                        }
+                        Step::Limit => {
+                            let limit = self.limits.get(index).map(|limit| (limit.0, source));
+                            started.limit_refusals.extend(limit);
+                        }
+                        other => fatal = Some(self.fatal(other, index, source)),
+                    }
                 }
-                Err(source) => refusals.push(CgroupRefusal {
-                    path: path.clone(),
-                    source,
-                }),
             }
         }
-        let limits: Vec<(u32, libc::rlimit)> = self
-            .limits
+        match fatal {
+            None => Ok(started),
+            Some(error) => {
+                // It is about to exit by itself, or stuck: either way it must not stay.
+                let _ = started.child.kill_and_wait(EXEC_DEADLINE);
+                Err(error)
+            }
+        }
+    }
+
+    fn kernel_limits(&self) -> Vec<(u32, libc::rlimit)> {
+        self.limits
             .iter()
             .map(|(resource, soft, hard)| {
                 let limit = libc::rlimit {
@@ -386,96 +348,40 @@ impl Spawn {
                 };
                 (*resource, limit)
             })
-            .collect();
-        let close = gaps(&fds);
-        let argv_pointers = pointers(&argv);
-        let envp_pointers = pointers(&envp);
-        let target = match (&path, &target_fd) {
-            (Some(path), _) => Target::Path(path),
-            (None, Some(fd)) => Target::Fd(fd.as_raw_fd()),
-            (None, None) => Target::Fd(-1),
-        };
-        let prepared = Prepared {
-            target,
-            argv: &argv_pointers,
-            envp: &envp_pointers,
-            fds: &fds,
-            close: &close,
-            cgroups: &cgroup_fds,
-            namespaces: &namespaces,
-            limits: &limits,
-            directory: directory.as_deref(),
-            new_session: self.new_session,
-            report: report.as_raw_fd(),
-        };
-        let (pid, pidfd) =
-            clone_and_exec(&prepared, self.unshare).map_err(|e| step("cloning the process")(e.into()))?;
-        drop(report);
-        drop(held);
-
-        // Not yet reaped, so the pid is still its own.
-        let at = identity::start_time(pid).ok().flatten().unwrap_or(0);
-        let child = Child::new(pid, at, pidfd);
-        let outcome = read_reports(File::from(reports)).map_err(step("waiting for its exec"));
-        let fatal = match outcome {
-            Err(error) => Some(error),
-            Ok(reports) => {
-                let mut limit_refusals = Vec::new();
-                let mut fatal = None;
-                for (what, index, source) in reports {
-                    match what {
-                        Step::Cgroup => refusals.extend(cgroup_paths.get(index).map(|path| CgroupRefusal {
-                            path: (*path).clone(),
-                            source,
-                        })),
-                        Step::Limit => {
-                            limit_refusals.extend(self.limits.get(index).map(|limit| (limit.0, source)));
-                        }
-                        other => fatal = Some(self.fatal(other, index, source)),
-                    }
-                }
-                match fatal {
-                    None => {
-                        return Ok(Started {
-                            child,
-                            cgroup_refusals: refusals,
-                            limit_refusals,
-                        });
-                    }
-                    fatal => fatal,
-                }
-            }
-        };
-        // It is about to exit by itself, or stuck: either way it must not stay.
-        let _ = child.kill_and_wait(EXEC_DEADLINE);
-        Err(fatal.unwrap_or_else(|| step("waiting for its exec")(io::ErrorKind::Other.into())))
+            .collect()
     }
 
-    fn fatal(&self, step: Step, index: usize, source: io::Error) -> SpawnError {
-        let named = |step| SpawnError::Step {
+    pub(super) fn failed(&self, step: &'static str, source: io::Error) -> SpawnError {
+        SpawnError::Step {
             program: self.name.clone(),
             step,
-            source: io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EIO)),
-        };
-        match step {
-            Step::Exec => SpawnError::Program {
-                program: self.name.clone(),
-                source,
-            },
-            Step::Namespace => match self.enter.get(index) {
-                Some((kind, _)) => SpawnError::Namespace { kind: *kind, source },
-                None => named("entering a namespace"),
-            },
-            Step::Session => named("making a new session"),
-            Step::Directory => named("changing directory"),
-            Step::Descriptor => named("placing a descriptor"),
-            Step::CloseRange => named("closing other descriptors"),
-            Step::Cgroup | Step::Limit => named("preparing"),
+            source,
         }
     }
 
+    fn fatal(&self, step: Step, index: usize, source: io::Error) -> SpawnError {
+        let what = match step {
+            Step::Exec => {
+                return SpawnError::Program {
+                    program: self.name.clone(),
+                    source,
+                };
+            }
+            Step::Namespace => match self.enter.get(index) {
+                Some((kind, _)) => return SpawnError::Namespace { kind: *kind, source },
+                None => "entering a namespace",
+            },
+            Step::Session => "making a new session",
+            Step::Directory => "changing directory",
+            Step::Descriptor => "placing a descriptor",
+            Step::CloseRange => "closing other descriptors",
+            Step::Cgroup | Step::Limit => "preparing",
+        };
+        self.failed(what, source)
+    }
+
     /// The file to execute: names without `/` are looked up in `PATH`.
-    fn resolve(&self, program: &Path) -> Result<PathBuf, SpawnError> {
+    pub(super) fn resolve(&self, program: &Path) -> Result<PathBuf, SpawnError> {
         if program.as_os_str().as_bytes().contains(&b'/') {
             return Ok(program.to_owned());
         }
@@ -495,7 +401,7 @@ impl Spawn {
         })
     }
 
-    fn highest_number(&self) -> Result<RawFd, SpawnError> {
+    pub(super) fn highest_number(&self) -> Result<RawFd, SpawnError> {
         let mut numbers: Vec<RawFd> = self.fds.iter().map(|(_, number)| *number).collect();
         numbers.sort_unstable();
         let twice = numbers
@@ -513,47 +419,6 @@ impl Spawn {
 /// setns(2) for the calling thread.
 pub(crate) fn set_namespace(target: BorrowedFd<'_>, flag: i32) -> nix::Result<()> {
     nix::sched::setns(target, nix::sched::CloneFlags::from_bits_retain(flag))
-}
-
-fn c_string(what: &'static str, value: &OsStr) -> Result<CString, SpawnError> {
-    CString::new(value.as_bytes()).map_err(|_| SpawnError::ZeroByte {
-        what,
-        value: value.to_owned(),
-    })
-}
-
-fn c_strings(what: &'static str, values: &[OsString]) -> Result<Vec<CString>, SpawnError> {
-    values.iter().map(|value| c_string(what, value)).collect()
-}
-
-fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings
-        .iter()
-        .map(|s| s.as_ptr())
-        .chain(std::iter::once(std::ptr::null()))
-        .collect()
-}
-
-fn duplicate_above(fd: BorrowedFd<'_>, highest: RawFd) -> io::Result<OwnedFd> {
-    let new = nix::fcntl::fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(highest.saturating_add(1)))?;
-    // SAFETY: fcntl just made this descriptor for us; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(new) })
-}
-
-/// The ranges between and after the fixed numbers.
-fn gaps(fds: &[(RawFd, RawFd)]) -> Vec<(u32, u32)> {
-    let mut kept: Vec<u32> = fds.iter().filter_map(|(_, n)| u32::try_from(*n).ok()).collect();
-    kept.sort_unstable();
-    let mut next = 0;
-    let mut ranges = Vec::new();
-    for number in kept {
-        if number > next {
-            ranges.push((next, number - 1));
-        }
-        next = number + 1;
-    }
-    ranges.push((next, u32::MAX));
-    ranges
 }
 
 fn clone_and_exec(prepared: &Prepared<'_>, namespaces: i32) -> nix::Result<(i32, OwnedFd)> {
