@@ -6,6 +6,8 @@
 //! ```
 //! Owns: which signals end a wait. Never: cleans up. Called by create, run and exec. Single-threaded.
 
+use crate::report::Report;
+use crate::verbs;
 use bulkhead_host::deadline::{Deadline, poll};
 use bulkhead_host::signals::Signals;
 use bulkhead_model::{Failure, FailureKind};
@@ -13,6 +15,7 @@ use bulkhead_sandbox::Command;
 use bulkhead_shim::{Client, Message};
 use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use nix::poll::{PollFd, PollFlags};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ pub(crate) enum Outcome {
 /// Signals of this process, read by descriptor for as long as this lives.
 pub(crate) struct Interrupts {
     signals: Signals,
+    taken: Cell<Option<i32>>,
 }
 
 impl Interrupts {
@@ -52,7 +56,10 @@ impl Interrupts {
 
     fn armed(signals: std::io::Result<Signals>) -> Result<Self, Failure> {
         signals
-            .map(|signals| Self { signals })
+            .map(|signals| Self {
+                signals,
+                taken: Cell::new(None),
+            })
             .map_err(|e| Failure::new(FailureKind::Internal, format!("reading signals: {e}")))
     }
 
@@ -106,6 +113,7 @@ impl Interrupts {
     fn deadly_one(&self) -> Option<i32> {
         while let Ok(Some(arrived)) = self.signals.next() {
             if DEADLY.contains(&arrived.number) {
+                self.taken.set(Some(arrived.number));
                 return Some(arrived.number);
             }
         }
@@ -122,6 +130,21 @@ impl Interrupts {
     #[must_use]
     pub(crate) fn signals(&self) -> &Signals {
         &self.signals
+    }
+
+    /// What a verb answers: one that failed because a signal called it off exits as if the signal had ended
+    /// it, after saying so.
+    ///
+    /// # Errors
+    /// The failure itself when no signal came.
+    pub(crate) fn conclude(&self, result: verbs::Outcome, report: &Report) -> verbs::Outcome {
+        match (result, self.taken.get()) {
+            (Err(failure), Some(signal)) => {
+                report.failure(&failure.message, &failure.console);
+                Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+            }
+            (result, _) => result,
+        }
     }
 
     /// The failure of a verb that was called off.

@@ -130,3 +130,194 @@ pub(crate) enum Verb {
     #[command(hide = true)]
     Version,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::go_style;
+    use clap::CommandFactory;
+    use std::ffi::OsString;
+
+    /// Options of runc 1.1.5 by verb, from `runc --help` and `runc <verb> --help`; a value stands after those
+    /// that take one.
+    const RUNC: &[(&str, &str, &[&str])] = &[
+        ("create", "", BUNDLE),
+        ("start", "", &[]),
+        ("state", "", &[]),
+        ("kill", "", &["--all", "-a"]),
+        ("delete", "", &["--force", "-f"]),
+        ("run", "", BUNDLE),
+        ("run", "", &["--detach", "-d", "--keep", "--no-subreaper"]),
+        (
+            "exec",
+            "true",
+            &[
+                "--console-socket s",
+                "--cwd /",
+                "--env A=b",
+                "-e A=b",
+                "--tty",
+                "-t",
+                "--user 1:2",
+                "-u 1",
+                "--additional-gids 1",
+                "-g 1",
+                "--process p",
+                "-p p",
+                "--detach",
+                "-d",
+                "--pid-file p",
+                "--process-label l",
+                "--apparmor a",
+                "--no-new-privs",
+                "--cap CAP_KILL",
+                "-c CAP_KILL",
+                "--preserve-fds 0",
+                "--cgroup /",
+                "--ignore-paused",
+                "--console c",
+            ],
+        ),
+        ("ps", "", &["--format json", "-f json"]),
+        ("pause", "", &[]),
+        ("resume", "", &[]),
+        (
+            "update",
+            "",
+            &[
+                "--resources r",
+                "-r -",
+                "--blkio-weight 10",
+                "--cpu-period 1",
+                "--cpu-quota -1",
+                "--cpu-share 1",
+                "--cpu-rt-period 1",
+                "--cpu-rt-runtime 1",
+                "--cpuset-cpus 0",
+                "--cpuset-mems 0",
+                "--memory 1",
+                "--memory-reservation 1",
+                "--memory-swap -1",
+                "--pids-limit -1",
+                "--l3-cache-schema s",
+                "--mem-bw-schema s",
+            ],
+        ),
+        ("events", "", &["--interval 5s", "--stats"]),
+    ];
+
+    const BUNDLE: &[&str] = &[
+        "--bundle b",
+        "-b b",
+        "--console-socket s",
+        "--pid-file p",
+        "--no-pivot",
+        "--no-new-keyring",
+        "--preserve-fds 0",
+        "--console c",
+    ];
+
+    /// Verbs without an id.
+    const RUNC_BARE: &[(&str, &[&str])] = &[
+        ("list", &["--format json", "-f table", "--quiet", "-q"]),
+        ("spec", &["--bundle b", "-b b", "--rootless"]),
+        ("features", &[]),
+    ];
+
+    const RUNC_GLOBAL: &[&str] = &[
+        "--debug",
+        "--log l",
+        "--log-format json",
+        "--root r",
+        "--criu c",
+        "--systemd-cgroup",
+        "--rootless auto",
+        "--rootless true",
+        "--config c",
+    ];
+
+    fn parse(line: &str) -> Invocation {
+        let words = go_style::normalise(
+            &Invocation::command(),
+            line.split_whitespace().map(OsString::from),
+        );
+        let words = std::iter::once(OsString::from("bulkhead")).chain(words);
+        Invocation::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Invocation::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_runc_is_accepted_before_and_after_the_id() {
+        for (verb, tail, options) in RUNC {
+            parse(&format!("{verb} id {tail}"));
+            for option in *options {
+                parse(&format!("{verb} {option} id {tail}"));
+                parse(&format!("{verb} id {option} {tail}"));
+                if let Some((name, value)) = option.split_once(' ') {
+                    parse(&format!("{verb} {name}={value} id {tail}"));
+                }
+                if let Some(name) = option.strip_prefix("--") {
+                    parse(&format!("{verb} -{name} id {tail}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn verbs_without_an_id_and_global_options() {
+        for (verb, options) in RUNC_BARE {
+            parse(verb);
+            for option in *options {
+                parse(&format!("{verb} {option}"));
+            }
+        }
+        for option in RUNC_GLOBAL {
+            parse(&format!("{option} state id"));
+            parse(&format!("{option} list"));
+        }
+        for option in RUNC_GLOBAL
+            .iter()
+            .filter(|option| !option.starts_with("--rootless"))
+        {
+            parse(&format!("state id {option}"));
+        }
+    }
+
+    #[test]
+    fn values_arrive_where_they_belong() {
+        let Some(Verb::Kill(kill)) = parse("kill id -a 9").verb else {
+            panic!("no kill")
+        };
+        assert_eq!(
+            (kill.all, kill.id.as_str(), kill.signal.as_str()),
+            (true, "id", "9")
+        );
+        let Some(Verb::Exec(exec)) = parse("exec --tty id -e A=b -- ls -l").verb else {
+            panic!("no exec")
+        };
+        assert_eq!(
+            (exec.id.as_str(), exec.command.join(" ")),
+            ("id", "ls -l".to_owned())
+        );
+        let Some(Verb::Exec(exec)) = parse("exec id sh -c exit -t").verb else {
+            panic!("no exec")
+        };
+        assert_eq!(
+            (exec.process.tty, exec.command.join(" ")),
+            (false, "sh -c exit -t".to_owned())
+        );
+        let Some(Verb::Update(update)) = parse("update id --memory-swap -1").verb else {
+            panic!("no update")
+        };
+        assert_eq!(update.memory_swap.as_deref(), Some("-1"));
+        let Some(Verb::Ps(ps)) = parse("ps id -o pid,comm").verb else {
+            panic!("no ps")
+        };
+        assert_eq!(ps.options.join(" "), "-o pid,comm");
+        assert!(parse("--root /r state id").verb.is_some());
+    }
+}

@@ -24,8 +24,9 @@ impl Create {
     /// See [`bring_up`].
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let interrupts = Interrupts::deadly()?;
-        let created = bring_up(context, &self.flags, &self.id, true, &interrupts).map_err(in_runc_words)?;
-        created.stub.leave();
-        Ok(0)
+        let created = bring_up(context, &self.flags, &self.id, true, &interrupts)
+            .map(|created| created.stub.leave())
+            .map_err(in_runc_words);
+        interrupts.conclude(created.map(|_| 0), &context.report)
     }
 }

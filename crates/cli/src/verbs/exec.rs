@@ -59,6 +59,11 @@ impl Exec {
         } else {
             Interrupts::all()
         }?;
+        let result = self.to_the_end(context, &interrupts);
+        interrupts.conclude(result, &context.report)
+    }
+
+    fn to_the_end(&self, context: &Context, interrupts: &Interrupts) -> Outcome {
         let mut found = context.find(&self.id)?;
         self.executable(found.container.state)?;
         let own = exec_process::own(&found.container.bundle)?;
@@ -91,7 +96,7 @@ impl Exec {
             stub.leave();
             return Ok(0);
         }
-        foreground::stand_in(&stub, console.master, &interrupts)
+        foreground::stand_in(&stub, console.master, interrupts)
     }
 
     fn refuse_cgroup(&self) -> Result<(), Failure> {

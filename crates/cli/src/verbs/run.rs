@@ -36,9 +36,14 @@ impl Run {
     /// See [`bring_up`]; a failed start. Nothing is left then.
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let interrupts = Interrupts::all()?;
+        let result = self.to_the_end(context, &interrupts);
+        interrupts.conclude(result, &context.report)
+    }
+
+    fn to_the_end(&self, context: &Context, interrupts: &Interrupts) -> Outcome {
         let mut created =
-            bring_up(context, &self.flags, &self.id, self.detach, &interrupts).map_err(in_runc_words)?;
-        if let Err(failure) = start(context, &mut created, &interrupts) {
+            bring_up(context, &self.flags, &self.id, self.detach, interrupts).map_err(in_runc_words)?;
+        if let Err(failure) = start(context, &mut created, interrupts) {
             remove(context, created);
             return Err(in_runc_words(failure));
         }
@@ -46,7 +51,7 @@ impl Run {
             created.stub.leave();
             return Ok(0);
         }
-        let status = foreground::stand_in(&created.stub, created.master.take(), &interrupts);
+        let status = foreground::stand_in(&created.stub, created.master.take(), interrupts);
         if self.keep {
             created.stub.leave();
             return status;
