@@ -5,6 +5,7 @@
 
 pub mod fake;
 pub mod machine;
+pub mod probe;
 pub mod qemu;
 pub mod qmp;
 

@@ -12,6 +12,7 @@ use crate::{Launch, VmmError};
 use bulkhead_host::process::{MARKER, Namespace, Spawn, SpawnError};
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
+use nix::libc::RLIMIT_CORE;
 use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -51,6 +52,8 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         .fd(data_listener, DATA_FD)
         .fd(console_listener, CONSOLE_FD)
         .directory("/")
+        // A core file would hold the guest's memory.
+        .limit(RLIMIT_CORE, 0, 0)
         .new_session()
         .unshare(Namespace::Ipc)
         .unshare(Namespace::Uts);
