@@ -1,6 +1,7 @@
 //! The supervisor process: one per sandbox, started by `launch`, ends with its sandbox.
 //!
 //! ```text
+//!  minder ─ fork ─► (replaced when it is killed)
 //!  lock state dir ─► own mount namespace ─► log ─► socket ─► "listening" ─► engine ─► gone
 //! ```
 //!
@@ -8,6 +9,7 @@
 
 use crate::launch::{LOCK_FD, Ready};
 use crate::{logfile, server};
+use bulkhead_host::process::{Minded, Run, mind};
 use bulkhead_model::{Failure, FailureKind, HostProcess, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
 use bulkhead_sandbox::{Beginning, Engine, Journal, Layout, Platform, Resource, SandboxPaths, World};
@@ -20,6 +22,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+/// How often a supervisor that is killed is replaced before its sandbox is left to the next verb.
+const MOST_REPLACEMENTS: u32 = 100;
+
 /// What the hidden verb was given.
 struct Arguments {
     root: PathBuf,
@@ -29,9 +34,21 @@ struct Arguments {
 
 /// Runs the hidden verb `supervisor`; `arguments` are those after the verb.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let result = parse(arguments).and_then(|arguments| run(&arguments));
+    let result = parse(arguments).and_then(|mut arguments| {
+        let minded = mind(MOST_REPLACEMENTS).map_err(|error| {
+            Failure::new(FailureKind::Internal, format!("forking the supervisor: {error}"))
+        })?;
+        match minded {
+            // A worker that was killed is replaced by one that takes over.
+            Minded::Worker(Run(run_number)) => {
+                arguments.recover |= run_number > 0;
+                run(&arguments).map(|()| ExitCode::SUCCESS)
+            }
+            Minded::Over { status } => Ok(ExitCode::from(status)),
+        }
+    });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             say(&Ready::Failed(failure));
             ExitCode::FAILURE
