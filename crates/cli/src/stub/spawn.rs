@@ -179,50 +179,14 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
         .fd(null.into(), NULL_FD)
         .directory("/")
         .new_session();
-    spawn = match request.stdio {
-        Stdio::Terminal(slave) => spawn.fd(slave, 0),
-        Stdio::Streams {
-            stdin,
-            stdout,
-            stderr,
-        } => [stdin, stdout, stderr]
-            .into_iter()
-            .zip(0..)
-            .fold(spawn, |spawn, (fd, number)| match fd {
-                Some(fd) => spawn.fd(fd, number),
-                None => spawn,
-            }),
-    };
+    spawn = give_streams(spawn, request.stdio);
     if let Some(log) = request.log {
         spawn = spawn.fd(log, LOG_FD);
     }
     for procs in request.cgroup_procs {
         spawn = spawn.cgroup(procs);
     }
-    spawn = match request.namespaces {
-        Namespaces::New { view, network } => {
-            order.view = Some(view);
-            let spawn = [Namespace::Pid, Namespace::Mount, Namespace::Ipc, Namespace::Uts]
-                .into_iter()
-                .fold(spawn, Spawn::unshare);
-            match network {
-                NetworkChoice::Inherit => spawn,
-                NetworkChoice::New => spawn.unshare(Namespace::Network),
-                NetworkChoice::Path(path) => {
-                    let netns = Netns::open(&path)?;
-                    let fd = netns.to_fd().map_err(lost("duplicating a namespace"))?;
-                    spawn.enter(Namespace::Network, fd)
-                }
-            }
-        }
-        Namespaces::Join(container) => {
-            // Only the pid namespace before exec: the program and its loader are the host's, so the mount
-            // namespace comes after.
-            let pidfd = process::open_exact(container.pid, container.start_time)?;
-            let again = pidfd.try_clone().map_err(lost("duplicating a pidfd"))?;
-            spawn.enter(Namespace::Pid, pidfd).fd(again, JOIN_FD)
-        }
-    };
+    spawn = place(spawn, request.namespaces, &mut order)?;
     let started = spawn.spawn()?;
     let mut stub = Stub {
         process: HostProcess {
@@ -238,6 +202,52 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
     };
     introduce(&mut stub, &order, &channel, &mut client, &stdio)?;
     Ok(stub)
+}
+
+fn give_streams(spawn: Spawn, stdio: Stdio) -> Spawn {
+    match stdio {
+        Stdio::Terminal(slave) => spawn.fd(slave, 0),
+        Stdio::Streams {
+            stdin,
+            stdout,
+            stderr,
+        } => [stdin, stdout, stderr]
+            .into_iter()
+            .zip(0..)
+            .fold(spawn, |spawn, (fd, number)| match fd {
+                Some(fd) => spawn.fd(fd, number),
+                None => spawn,
+            }),
+    }
+}
+
+/// The namespaces it starts in; the rest it enters by its order.
+fn place(spawn: Spawn, namespaces: Namespaces, order: &mut Order) -> Result<Spawn, StubError> {
+    let lost = |step| move |source| StubError::Lost { step, source };
+    match namespaces {
+        Namespaces::New { view, network } => {
+            order.view = Some(view);
+            let spawn = [Namespace::Pid, Namespace::Mount, Namespace::Ipc, Namespace::Uts]
+                .into_iter()
+                .fold(spawn, Spawn::unshare);
+            Ok(match network {
+                NetworkChoice::Inherit => spawn,
+                NetworkChoice::New => spawn.unshare(Namespace::Network),
+                NetworkChoice::Path(path) => {
+                    let netns = Netns::open(&path)?;
+                    let fd = netns.to_fd().map_err(lost("duplicating a namespace"))?;
+                    spawn.enter(Namespace::Network, fd)
+                }
+            })
+        }
+        Namespaces::Join(container) => {
+            // Only the pid namespace before exec: the program and its loader are the host's, so the mount
+            // namespace comes after.
+            let pidfd = process::open_exact(container.pid, container.start_time)?;
+            let again = pidfd.try_clone().map_err(lost("duplicating a pidfd"))?;
+            Ok(spawn.enter(Namespace::Pid, pidfd).fd(again, JOIN_FD))
+        }
+    }
 }
 
 /// Gives the stub its order, waits until it is ready, attaches it and lets it go to work.

@@ -366,7 +366,10 @@ mod tests {
         assert_eq!(view.rootfs, Path::new("/bundle/rootfs"));
         assert!(view.read_only);
         assert_eq!((view.hostname.as_deref(), view.domainname), (Some("h"), None));
-        assert_eq!((view.masked, view.read_only_paths), (vec!["/proc/x".into()], vec!["/proc/y".into()]));
+        assert_eq!(
+            (view.masked, view.read_only_paths),
+            (vec!["/proc/x".into()], vec!["/proc/y".into()])
+        );
     }
 
     #[test]
