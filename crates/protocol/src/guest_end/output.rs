@@ -9,7 +9,7 @@
 //! sending and re-sending copy nothing. Never: touches the port. Called by `mux`.
 
 use crate::StreamId;
-use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, Kind, WINDOW_BYTES};
+use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, Kind, WINDOW_BYTES, sum};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -182,9 +182,7 @@ impl Output {
             return Some(scratch);
         };
         self.next += 1;
-        let sum = *chunk
-            .sum
-            .get_or_insert_with(|| crc32fast::hash(&chunk.frame[HEADER_BYTES..]));
+        let sum = *chunk.sum.get_or_insert_with(|| sum(&chunk.frame[HEADER_BYTES..]));
         let header = Header {
             kind: Kind::Data,
             stream,
