@@ -3,7 +3,6 @@
 //! Owns: reading it. Never: decides anything. Called by create and run.
 
 use bulkhead_config::HostFacts;
-use bulkhead_model::vm::Accelerator;
 
 /// The facts, as of now.
 #[must_use]
@@ -12,6 +11,6 @@ pub(crate) fn read() -> HostFacts {
     HostFacts::from_texts(
         &text("/sys/devices/system/cpu/online"),
         &text("/proc/meminfo"),
-        Accelerator::Tcg,
+        bulkhead_shim::accelerator::probe().accelerator,
     )
 }

@@ -142,6 +142,18 @@ impl SandboxError {
         }
     }
 
+    /// Whether a boot that failed this way may have failed for the accelerator's sake: the VM ended, could not
+    /// be driven, or its agent did not come up in time.
+    #[must_use]
+    pub fn may_be_the_accelerator(&self) -> bool {
+        match self {
+            Self::Boot { source, .. } => source.may_be_the_accelerator(),
+            Self::Vmm(VmmError::Ended { .. } | VmmError::Deadline { .. })
+            | Self::Guest(GuestError::Deadline { .. } | GuestError::Gone { .. }) => true,
+            _ => false,
+        }
+    }
+
     /// As clients see it.
     #[must_use]
     pub fn failure(&self) -> Failure {

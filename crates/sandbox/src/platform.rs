@@ -69,6 +69,9 @@ pub struct CgroupMade {
 pub trait Platform: Send + Sync {
     /// How guest code runs on this host.
     fn accelerator(&self) -> Accelerator;
+    /// A boot with hardware virtualisation failed: from now on guest code is translated. False when it was
+    /// already.
+    fn distrust_kvm(&self) -> bool;
     /// Nanoseconds since the Unix epoch.
     fn now_ns(&self) -> u64;
     /// A seed for the guest's entropy pool.

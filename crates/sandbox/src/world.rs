@@ -9,7 +9,7 @@
 use crate::boot::{self, Ready, Yard};
 use crate::container::Container;
 use crate::error::SandboxError;
-use crate::journal::Journal;
+use crate::journal::{Entry, Journal};
 use crate::layout::SandboxPaths;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
@@ -155,19 +155,48 @@ impl World {
     /// # Errors
     /// [`SandboxError::Boot`].
     pub async fn boot(&mut self) -> Result<(), SandboxError> {
-        let yard = Yard {
-            plan: &self.plan,
-            paths: &self.paths,
-            platform: self.platform.as_ref(),
-            vmm: self.vmm.as_ref(),
+        let base: Vec<Entry> = self.journal.held().into_iter().map(|(entry, _)| entry).collect();
+        let Ready { vm, fsd, guest } = match self.boot_once().await {
+            Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
+                tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
+                self.undo_since(&base);
+                self.boot_once().await?
+            }
+            other => other?,
         };
-        let Ready { vm, fsd, guest } = boot::boot(yard, &mut self.journal).await?;
         self.state = self.state.moved(State::Running)?;
         self.phase = Phase::Ready;
         self.go_live(Live { vm, guest, fsd });
         self.save()?;
         self.publish();
         Ok(())
+    }
+
+    async fn boot_once(&mut self) -> Result<Ready, SandboxError> {
+        let yard = Yard {
+            plan: &self.plan,
+            paths: &self.paths,
+            platform: self.platform.as_ref(),
+            vmm: self.vmm.as_ref(),
+        };
+        boot::boot(yard, &mut self.journal).await
+    }
+
+    /// Undoes what was acquired beyond `base`; what sticks stays in the journal.
+    fn undo_since(&mut self, base: &[Entry]) {
+        for (entry, resource) in self.journal.held() {
+            if base.contains(&entry) {
+                continue;
+            }
+            match self.platform.undo(&resource) {
+                Ok(()) => {
+                    if let Err(error) = self.journal.release(entry) {
+                        tracing::warn!(%error, "writing the journal");
+                    }
+                }
+                Err(error) => tracing::error!(%error, ?resource, "undoing"),
+            }
+        }
     }
 
     /// Adopts running parts and watches them.

@@ -415,3 +415,20 @@ async fn what_sticks_is_named_and_kept_for_gc() {
     let journal = bulkhead_sandbox::Journal::open(&bench.paths("a").journal()).unwrap();
     assert_eq!(journal.held().len(), 1);
 }
+
+/// A VM that does not come up with KVM is started once more, translated; nothing of the first one is left.
+#[tokio::test]
+async fn a_boot_that_fails_with_kvm_is_tried_once_more_translated() {
+    let clean = Bench::new();
+    life(&clean, "a").await.unwrap();
+    let launch = (0..clean.faults.count())
+        .find(|k| clean.faults.name(*k) == "launch")
+        .unwrap();
+    for kvm in [true, false] {
+        let bench = Bench::new();
+        *bench.host.kvm.lock().unwrap() = kvm;
+        bench.faults.fail_at(launch);
+        assert_eq!(life(&bench, "a").await.is_ok(), kvm);
+        bench.assert_nothing_left("a", "second boot");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Owns: translating calls into `sandbox::Command`. Never: business logic. Called by `cli`.
 
+pub mod accelerator;
 pub mod client;
 pub mod launch;
 pub mod logfile;

@@ -8,7 +8,7 @@
 //! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
 
 use crate::launch::{LOCK_FD, Ready};
-use crate::{logfile, server};
+use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
 use bulkhead_model::{Failure, FailureKind, HostProcess, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
@@ -140,7 +140,9 @@ async fn supervise(
             format!("sandbox {}: {step}: {error}", arguments.sandbox),
         )
     };
-    let platform: Arc<dyn Platform> = Arc::new(RealHost::new(bulkhead_model::vm::Accelerator::Tcg));
+    let verdict = accelerator::probe();
+    tracing::info!(accelerator = ?verdict.accelerator, reason = verdict.reason, "how guest code runs");
+    let platform: Arc<dyn Platform> = Arc::new(RealHost::new(verdict.accelerator, accelerator::cache()));
     let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
     if !arguments.recover {
         journal
@@ -165,8 +167,14 @@ async fn supervise(
         })
         .map_err(|e| fail("listening", e))?;
     let process = this_process().map_err(|e| fail("looking at itself", e))?;
-    let (mut world, published, events) =
-        World::new(plan, paths, platform, Arc::new(Qemu::default()), journal, process);
+    let (mut world, published, events) = World::new(
+        plan,
+        paths,
+        platform,
+        Arc::new(Qemu::new(verdict.tsc_khz)),
+        journal,
+        process,
+    );
     let beginning = if arguments.recover {
         world.recover().await.map_err(|error| error.failure())?;
         Beginning::Restored

@@ -28,6 +28,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 /// Memory the VMM, the daemon and the stub may use beside the guest's, in MiB: QEMU's own heap, its
@@ -57,18 +58,18 @@ pub fn own_mounts(paths: &SandboxPaths) -> io::Result<()> {
 
 /// This host.
 pub struct RealHost {
-    accelerator: Accelerator,
+    translate: AtomicBool,
+    accelerator_cache: PathBuf,
     console: ConsoleTail,
 }
 
 impl RealHost {
-    /// Looks at the host.
-    ///
-    /// # Errors
-    /// When it cannot be told how guest code would run.
-    pub fn new(accelerator: Accelerator) -> Self {
+    /// A host where guest code runs by `accelerator`; `accelerator_cache` is the probe's file.
+    #[must_use]
+    pub fn new(accelerator: Accelerator, accelerator_cache: PathBuf) -> Self {
         Self {
-            accelerator,
+            translate: AtomicBool::new(accelerator == Accelerator::Tcg),
+            accelerator_cache,
             console: ConsoleTail::default(),
         }
     }
@@ -94,7 +95,21 @@ impl RealHost {
 #[async_trait]
 impl Platform for RealHost {
     fn accelerator(&self) -> Accelerator {
-        self.accelerator
+        if self.translate.load(Ordering::Relaxed) {
+            Accelerator::Tcg
+        } else {
+            Accelerator::Kvm
+        }
+    }
+
+    fn distrust_kvm(&self) -> bool {
+        if self.translate.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        if let Err(error) = bulkhead_vmm::probe::distrust(&self.accelerator_cache) {
+            tracing::warn!(%error, path = %self.accelerator_cache.display(), "recording that KVM does not work");
+        }
+        true
     }
 
     fn now_ns(&self) -> u64 {

@@ -147,6 +147,8 @@ pub struct FakeHost {
     pub ledger: Arc<Ledger>,
     pub guest: Arc<FakeGuest>,
     pub fsd_end: watch::Sender<bool>,
+    /// Hardware virtualisation seems to be there.
+    pub kvm: Mutex<bool>,
     /// Undo of this role or path fails.
     pub sticky: Mutex<Option<PathBuf>>,
 }
@@ -154,7 +156,14 @@ pub struct FakeHost {
 #[async_trait]
 impl Platform for FakeHost {
     fn accelerator(&self) -> Accelerator {
-        Accelerator::Tcg
+        if *self.kvm.lock().unwrap() {
+            Accelerator::Kvm
+        } else {
+            Accelerator::Tcg
+        }
+    }
+    fn distrust_kvm(&self) -> bool {
+        std::mem::take(&mut *self.kvm.lock().unwrap())
     }
     fn now_ns(&self) -> u64 {
         42
@@ -543,6 +552,7 @@ impl Bench {
             ledger: Arc::clone(&ledger),
             guest: Arc::clone(&guest),
             fsd_end: watch::channel(false).0,
+            kvm: Mutex::new(false),
             sticky: Mutex::default(),
         });
         let vmm = Arc::new(FakeVmm {

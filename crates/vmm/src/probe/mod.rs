@@ -77,6 +77,22 @@ pub fn probe(cache: &Path) -> Verdict {
     }
 }
 
+/// Records that a VM did not start with hardware virtualisation: until the next boot of the host guest code is
+/// translated.
+///
+/// # Errors
+/// When the file cannot be written; then only this process knows.
+pub fn distrust(cache: &Path) -> std::io::Result<()> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot_id = boot_id.trim();
+    let mut measured = cache::load(cache, boot_id).unwrap_or_else(|| Measured {
+        speed: None,
+        tsc_khz: tsc::khz(),
+    });
+    measured.speed = Some(Speed::Failed);
+    cache::store(cache, boot_id, &measured)
+}
+
 fn speed(device: std::os::fd::OwnedFd) -> Speed {
     match kvm::measure(device, SPEED_LIMIT) {
         Ok(kvm::Loop::Halted(time)) => Speed::Micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
