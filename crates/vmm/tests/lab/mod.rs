@@ -6,10 +6,11 @@
 use bulkhead_model::vm::{Accelerator, BlockPlan, SharedFs};
 use bulkhead_model::{HostProcess, VmPlan};
 use bulkhead_vmm::{Launch, Qemu, Vm, Vmm, VmmError};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -81,7 +82,9 @@ pub(crate) struct Lab {
     pub(crate) plan: VmPlan,
     pub(crate) process: HostProcess,
     vm: Option<Box<dyn Vm>>,
-    pub(crate) console: BufReader<UnixStream>,
+    /// Everything the guest's serial console says. Read all the time: a socket holds some 280 bytes that come
+    /// one by one, then the guest's kernel waits for each.
+    console: Option<JoinHandle<String>>,
     pub(crate) control: BufReader<UnixStream>,
     pub(crate) data: BufReader<UnixStream>,
 }
@@ -114,7 +117,8 @@ impl Lab {
             stream.set_read_timeout(Some(LONG)).unwrap();
             BufReader::new(stream)
         };
-        let (console, control, data) = (reader(console), reader(control), reader(data));
+        let (control, data) = (reader(control), reader(data));
+        let console = Some(spawn(move || follow(console)));
         Ok(Self {
             dir,
             plan,
@@ -179,10 +183,11 @@ impl Lab {
         path
     }
 
-    /// Kills the VM and checks that the process is gone.
-    pub(crate) async fn end(self) {
+    /// Kills the VM and checks that the process is gone; what its console said.
+    pub(crate) async fn end(mut self) -> String {
         self.vm().kill(LONG).await.unwrap();
         assert!(!bulkhead_host::process::alive(self.process.pid, self.process.start_time).unwrap());
+        self.console.take().unwrap().join().unwrap()
     }
 }
 
@@ -191,6 +196,12 @@ impl Drop for Lab {
         // A failed test leaves no VM behind either.
         let _ = bulkhead_host::process::signal_exact(self.process.pid, self.process.start_time, 9);
     }
+}
+
+fn follow(mut console: UnixStream) -> String {
+    let mut text = Vec::new();
+    let _ = console.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// A listening socket in `dir` and a client connected to it.
