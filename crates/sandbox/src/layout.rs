@@ -10,7 +10,7 @@
 //!
 //! Owns: names. Never: creating or removing anything. Called by everything that touches state.
 
-use bulkhead_model::{ContainerId, SandboxId};
+use bulkhead_model::{ContainerId, ProcessKey, SandboxId};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -133,11 +133,32 @@ impl SandboxPaths {
     pub fn vm_socket(&self, name: &str) -> PathBuf {
         self.sockets.join(name)
     }
+    /// Socket on which the stub of a process waits for a fresh supervisor.
+    #[must_use]
+    pub fn stub_socket(&self, key: &ProcessKey) -> PathBuf {
+        stub_socket(&self.sockets, key)
+    }
     /// What the guest sees of the host's files.
     #[must_use]
     pub fn share(&self) -> PathBuf {
         self.sockets.join("share")
     }
+}
+
+/// [`SandboxPaths::stub_socket`] for those who know only the socket directory.
+#[must_use]
+pub fn stub_socket(sockets: &Path, key: &ProcessKey) -> PathBuf {
+    let mut hash = Sha256::new();
+    hash.update(key.container.as_str());
+    hash.update([0]);
+    hash.update(key.exec.as_ref().map_or("", |exec| exec.as_str()));
+    let name: String = hash
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    sockets.join(format!("stub-{name}"))
 }
 
 #[cfg(test)]

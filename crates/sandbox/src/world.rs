@@ -417,11 +417,22 @@ impl World {
             return;
         };
         process.delivered = true;
+        let stdin = process.stdio.stdin;
         if let Some(status) = process.exit {
             process.tell(crate::Notice::Exited { status });
         }
+        // Nobody reads its input any more; a terminal hangs up only when every descriptor of it is closed.
+        if stdin != 0
+            && let Ok(live) = self.live()
+        {
+            live.guest.disconnect(stdin);
+        }
         self.save_logged();
         self.publish();
+        if key.exec.is_some() {
+            // Its stub ends now; what stays goes with the directory.
+            let _ = std::fs::remove_file(self.paths.stub_socket(key));
+        }
         if key.exec.is_some()
             && let Ok(live) = self.live()
             && let Err(error) = live.guest.forget(key).await

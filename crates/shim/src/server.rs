@@ -31,8 +31,17 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Serves connections until `gone`; then lets each write what it has to say.
-pub async fn serve(listener: UnixListener, handle: Handle, gone: CancellationToken) {
+/// `known` are connections to stubs that outlived an earlier supervisor.
+pub async fn serve(listener: UnixListener, known: Vec<UnixStream>, handle: Handle, gone: CancellationToken) {
     let mut connections = JoinSet::new();
+    for stream in known {
+        let (handle, gone) = (handle.clone(), gone.clone());
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, handle, gone).await {
+                tracing::debug!(%error, "a connection to a stub ended");
+            }
+        });
+    }
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

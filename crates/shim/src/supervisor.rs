@@ -10,9 +10,9 @@
 use crate::launch::{LOCK_FD, Ready};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
-use bulkhead_model::{Failure, FailureKind, HostProcess, SandboxId, SandboxPlan};
+use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
-use bulkhead_sandbox::{Beginning, Engine, Journal, Layout, Platform, Resource, SandboxPaths, World};
+use bulkhead_sandbox::{Beginning, Engine, Handle, Journal, Layout, Platform, Resource, SandboxPaths, World};
 use bulkhead_vmm::qemu::Qemu;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -20,6 +20,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 /// How often a supervisor that is killed is replaced before its sandbox is left to the next verb.
@@ -166,6 +167,7 @@ async fn supervise(
             tokio::net::UnixListener::from_std(listener)
         })
         .map_err(|e| fail("listening", e))?;
+    let stub_paths = paths.clone();
     let process = this_process().map_err(|e| fail("looking at itself", e))?;
     let (mut world, published, events) = World::new(
         plan,
@@ -182,8 +184,9 @@ async fn supervise(
         Beginning::Boot
     };
     let (engine, handle) = Engine::new(world, published, events);
+    let stubs = known_stubs(&handle, &stub_paths).await;
     let gone = CancellationToken::new();
-    let serving = tokio::spawn(server::serve(listener, handle, gone.clone()));
+    let serving = tokio::spawn(server::serve(listener, stubs, handle, gone.clone()));
     say(&Ready::Listening);
     let failures = engine.run(beginning).await;
     gone.cancel();
@@ -191,4 +194,28 @@ async fn supervise(
         tracing::error!(%error, "the server task");
     }
     Ok(failures)
+}
+
+/// Connects to the stubs that outlived the last supervisor; one that did not is reported as gone.
+async fn known_stubs(handle: &Handle, paths: &SandboxPaths) -> Vec<UnixStream> {
+    let mut streams = Vec::new();
+    for (id, container) in handle.snapshot().containers {
+        for process in std::iter::once(container.init).chain(container.execs) {
+            let (Some(stub), false) = (process.host, process.delivered) else {
+                continue;
+            };
+            let key = ProcessKey {
+                container: id.clone(),
+                exec: process.exec,
+            };
+            match UnixStream::connect(paths.stub_socket(&key)).await {
+                Ok(stream) => streams.push(stream),
+                Err(error) => {
+                    tracing::warn!(%error, process = %key, "its stub is gone");
+                    handle.stub_gone(key, stub);
+                }
+            }
+        }
+    }
+    streams
 }

@@ -4,13 +4,13 @@
 //!  order ─► terminal ─► view or setns ─► ready ─► go ─┬─► signal ─► Signal / Resize to the supervisor
 //!                                                     ├─► StreamEnded ─► close that descriptor
 //!                                                     ├─► Exited ─► exit with its status
-//!                                                     └─► connection gone ─► a line in the log, exit 255
+//!                                                     └─► connection gone ─► wait for a fresh supervisor
 //! ```
 //!
 //! Owns: the stub process. Never: copies data, starts a thread, or returns to a shell's job control.
 
 use super::LOST;
-use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, Report};
+use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, RENEW_FD, Report};
 use super::spawn::internal;
 use bulkhead_host::deadline::{self, Deadline};
 use bulkhead_host::inherited::take_inherited;
@@ -25,11 +25,14 @@ use nix::sched::CloneFlags;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 /// A message of the supervisor that has begun comes whole.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A supervisor that is killed is replaced at once; one that was killed with its minder, by the next verb.
+const SUCCESSOR_DEADLINE: Duration = Duration::from_secs(600);
 
 /// The verb that started it gives its order at once and waits for no one but the supervisor afterwards.
 const ORDER_DEADLINE: Duration = Duration::from_secs(300);
@@ -52,10 +55,13 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
         }
     };
     order::send(&channel, &report)?;
-    let _: Go = order::receive(&channel)?;
+    let Go { attach } = order::receive(&channel)?;
     drop(channel);
+    let renew = UnixListener::from(take_inherited(RENEW_FD)?);
     let mut duty = Duty {
         key: order.key,
+        attach,
+        renew,
         terminal: order.terminal,
         client: Client::from_stream(connection),
         signals,
@@ -94,6 +100,8 @@ fn settle(order: &Order) -> Result<Vec<String>, Box<dyn std::error::Error>> {
 
 struct Duty {
     key: ProcessKey,
+    attach: Command,
+    renew: UnixListener,
     terminal: bool,
     client: Client,
     signals: Signals,
@@ -109,10 +117,44 @@ impl Duty {
                 Ok(Some(code)) => return code,
                 Err(reason) => {
                     self.say(&reason);
-                    return LOST;
+                    if let Err(reason) = self.renew() {
+                        self.say(&reason);
+                        return LOST;
+                    }
                 }
             }
         }
+    }
+
+    /// Waits for a fresh supervisor and reports for duty again, with the descriptors as they are: an ended
+    /// stream is `/dev/null` by now, and the supervisor knows that it ended.
+    fn renew(&mut self) -> Result<(), String> {
+        let found = deadline::readable(self.renew.as_fd(), Deadline::after(SUCCESSOR_DEADLINE));
+        if !found.map_err(|error| format!("poll: {error}"))? {
+            return Err("no fresh supervisor came".into());
+        }
+        let (stream, _) = self
+            .renew
+            .accept()
+            .map_err(|error| format!("accepting a supervisor: {error}"))?;
+        self.client = Client::from_stream(stream);
+        let Command::Attach { stdio, .. } = &self.attach else {
+            return Err("it was never attached".into());
+        };
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let mut fds = Vec::new();
+        if stdio.terminal || stdio.stdin {
+            fds.push(stdin.as_fd());
+        }
+        if stdio.stdout {
+            fds.push(stdout.as_fd());
+        }
+        if stdio.stderr {
+            fds.push(stderr.as_fd());
+        }
+        self.client
+            .send(&self.attach, &fds)
+            .map_err(|failure| failure.to_string())
     }
 
     /// Waits for one event and deals with it; `Some` is the exit status.

@@ -5,6 +5,7 @@
 
 use super::View;
 use bulkhead_model::{Failure, ProcessKey};
+use bulkhead_sandbox::Command;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
@@ -20,6 +21,9 @@ pub(super) const NULL_FD: RawFd = 5;
 pub(super) const LOG_FD: RawFd = 6;
 /// Pidfd of the container's stub, if the order says so.
 pub(super) const JOIN_FD: RawFd = 7;
+
+/// Listening socket on which it waits for a fresh supervisor.
+pub(super) const RENEW_FD: RawFd = 8;
 
 /// Verb to stub, first.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,7 +53,10 @@ pub(super) enum Report {
 
 /// Verb to stub, last: the supervisor knows it now.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Go {}
+pub(super) struct Go {
+    /// What the supervisor was told; a fresh one is told the same.
+    pub(super) attach: Command,
+}
 
 /// Sends one message.
 pub(super) fn send<T: Serialize>(mut to: &UnixStream, message: &T) -> io::Result<()> {

@@ -2,20 +2,20 @@
 //!
 //! Owns: the stub until the verb lets it go: dropping a [`Stub`] kills it. Never: waits without a deadline.
 
-use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, Report};
+use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, RENEW_FD, Report};
 use super::request::{Namespaces, NetworkChoice, Stdio, StubRequest};
 use bulkhead_host::netns::{Netns, NetnsError};
 use bulkhead_host::process::{self, Child, Exit, IdentityError, MARKER, Namespace, Spawn, SpawnError};
 use bulkhead_host::pty;
 use bulkhead_model::failure::chain;
-use bulkhead_model::{Failure, FailureKind, HostProcess};
+use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey};
 use bulkhead_sandbox::{Command, StdioSet};
 use bulkhead_shim::{Client, Message};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Building the view is some tens of mounts; these machines may be slow.
@@ -170,6 +170,7 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
         .write(true)
         .open("/dev/null")
         .map_err(lost("opening /dev/null"))?;
+    let renew = listen_for_successors(&request.control_socket, &request.key)?;
     let mut spawn = Spawn::from_fd(program.into(), "bulkhead")
         .args(["stub", "3"])
         .arg(request.key.to_string())
@@ -177,6 +178,7 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
         .fd(far.into(), CHANNEL_FD)
         .fd(connection, CONNECTION_FD)
         .fd(null.into(), NULL_FD)
+        .fd(renew.into(), RENEW_FD)
         .directory("/")
         .new_session();
     spawn = give_streams(spawn, request.stdio);
@@ -202,6 +204,18 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
     };
     introduce(&mut stub, &order, &channel, &mut client, &stdio)?;
     Ok(stub)
+}
+
+/// The socket on which the stub is found by a supervisor that takes over.
+fn listen_for_successors(control_socket: &Path, key: &ProcessKey) -> Result<UnixListener, StubError> {
+    let sockets = control_socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let path = bulkhead_sandbox::layout::stub_socket(&sockets, key);
+    // One of an earlier process by this name, which has ended: an id in use is refused by the supervisor.
+    let _ = std::fs::remove_file(&path);
+    bulkhead_host::fdpass::listen(&path).map_err(|error| StubError::Lost {
+        step: "listening for a fresh supervisor",
+        source: io::Error::other(error),
+    })
 }
 
 fn give_streams(spawn: Spawn, stdio: Stdio) -> Spawn {
@@ -290,7 +304,7 @@ fn introduce(
             )));
         }
     }
-    order::send(channel, &Go {}).map_err(lost("sending it to work"))
+    order::send(channel, &Go { attach }).map_err(lost("sending it to work"))
 }
 
 /// What goes to the supervisor.
