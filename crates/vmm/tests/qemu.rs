@@ -8,9 +8,10 @@
 
 mod lab;
 
+use bulkhead_host::process::Spawn;
 use bulkhead_model::vm::KeyValue;
 use bulkhead_vmm::{DeviceRequest, VmExit, VmmError};
-use lab::{LONG, Lab, line};
+use lab::{Helper, LONG, Lab, line};
 use std::io::Write;
 
 fn disk(id: &str, path: std::path::PathBuf) -> DeviceRequest {
@@ -146,6 +147,70 @@ async fn disks_come_and_go() {
     assert_eq!(again.pci_path, "04.0/00.0");
     lab.sh_until(&format!("[ -e {} ]", sysfs(&again.pci_path)));
     lab.end().await;
+}
+
+/// A shared file system plugged before the first instruction, taken out, and one plugged into the running
+/// guest; the daemon is the one that comes with QEMU 7.2.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn a_shared_file_system_is_mounted_cold_and_hot() {
+    let mut lab = Lab::launch(|_| {}).await.unwrap();
+    let dir = lab.dir.path().to_owned();
+    let share = |id: &str| {
+        let source = dir.join(format!("share-{id}"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("file"), format!("hello {id}\n")).unwrap();
+        let socket = dir.join(format!("socket-{id}"));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let daemon = Spawn::new("/usr/lib/qemu/virtiofsd")
+            .args(["--fd=3", "-o", "sandbox=chroot", "-o"])
+            .arg(format!("source={}", source.display()))
+            .env("BULKHEAD_SANDBOX", "vmm-test")
+            .fd(listener.into(), 3)
+            .spawn()
+            .unwrap()
+            .child;
+        let request = DeviceRequest::SharedFs {
+            id: id.into(),
+            tag: format!("tag-{id}"),
+            socket,
+            cache_size_mib: 0,
+        };
+        (Helper(daemon), request)
+    };
+    let (daemon, request) = share("cold");
+    lab.vm()
+        .hotplug()
+        .unwrap()
+        .plug(request, Vec::new())
+        .await
+        .unwrap();
+    lab.boot().await;
+    assert_eq!(
+        lab.sh("mkdir /m; mount -t virtiofs tag-cold /m && cat /m/file"),
+        "hello cold"
+    );
+    lab.sh("umount /m");
+    lab.vm().hotplug().unwrap().unplug("cold", LONG).await.unwrap();
+    assert!(
+        daemon.0.wait(LONG).unwrap().is_some(),
+        "the daemon ends when its client is gone"
+    );
+
+    let (daemon, request) = share("hot");
+    lab.vm()
+        .hotplug()
+        .unwrap()
+        .plug(request, Vec::new())
+        .await
+        .unwrap();
+    lab.sh_until("mount -t virtiofs tag-hot /m 2>/dev/null");
+    assert_eq!(lab.sh("cat /m/file"), "hello hot");
+    lab.end().await;
+    assert!(
+        daemon.0.wait(LONG).unwrap().is_some(),
+        "the daemon ends with the VM"
+    );
 }
 
 /// C-24: more vCPUs and memory appear in the guest, memory goes again.

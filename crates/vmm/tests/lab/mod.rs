@@ -3,6 +3,7 @@
 //! The kernel comes from `BULKHEAD_TEST_KERNEL` or the installed guest; the initrd is made here, so these
 //! tests need no agent.
 
+use bulkhead_host::process::Child;
 use bulkhead_model::vm::{Accelerator, BlockPlan, SharedFs};
 use bulkhead_model::{HostProcess, VmPlan};
 use bulkhead_vmm::{Launch, Qemu, Vm, Vmm, VmmError};
@@ -172,7 +173,7 @@ impl Lab {
     /// Waits in the guest until `condition` holds, at most 60 s of guest time.
     pub(crate) fn sh_until(&mut self, condition: &str) {
         self.sh(&format!(
-            "n=0; until {condition}; do n=$((n+1)); [ $n -lt 600 ] || break; usleep 100000; done; {condition}"
+            "n=0; until {condition} || [ $n -ge 600 ]; do n=$((n+1)); usleep 100000; done; [ $n -lt 600 ]"
         ));
     }
 
@@ -195,6 +196,15 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // A failed test leaves no VM behind either.
         let _ = bulkhead_host::process::signal_exact(self.process.pid, self.process.start_time, 9);
+    }
+}
+
+/// A helper process that does not outlive its test.
+pub(crate) struct Helper(pub(crate) Child);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill_and_wait(LONG);
     }
 }
 
