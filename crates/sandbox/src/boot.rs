@@ -21,7 +21,7 @@ use bulkhead_vmm::{DeviceRequest, Launch, Vm, VmExit, Vmm, VmmError};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the guest mounts the share (C-36's "guest share").
 pub const GUEST_SHARE: &str = "/run/bulkhead/share";
@@ -66,6 +66,7 @@ pub struct Booted {
     fsd: Option<Arc<dyn Daemon>>,
     control: OwnedFd,
     data: OwnedFd,
+    cgroup_procs: Vec<PathBuf>,
 }
 
 /// The agent answers and knows who it is.
@@ -76,6 +77,8 @@ pub struct Ready {
     pub fsd: Option<Arc<dyn Daemon>>,
     /// The agent.
     pub guest: Arc<dyn Guest>,
+    /// `cgroup.procs` files of the sandbox, for its stubs.
+    pub cgroup_procs: Vec<PathBuf>,
 }
 
 fn step<T>(yard: &Yard<'_>, step: &'static str, result: Result<T, SandboxError>) -> Result<T, SandboxError> {
@@ -102,9 +105,20 @@ fn hold(
 /// # Errors
 /// [`SandboxError::Boot`] naming the step; what was acquired is in the journal.
 pub async fn boot(yard: Yard<'_>, journal: &mut Journal) -> Result<Ready, SandboxError> {
+    let began = Instant::now();
+    let at = |step: &str| tracing::info!(ms = began.elapsed().as_millis(), "{step}");
     let prepared = step(&yard, "preparing the host", prepare(&yard, journal))?;
+    at("the host is prepared");
     let booted = step(&yard, "starting the VM", launch(&yard, journal, prepared).await)?;
-    step(&yard, "booting the guest", meet(&yard, booted).await)
+    at("the VM runs");
+    let ready = step(&yard, "booting the guest", meet(&yard, booted).await)?;
+    tracing::info!(
+        ms = began.elapsed().as_millis(),
+        kernel = ready.guest.hello().kernel_release,
+        guest_boot_ms = ready.guest.hello().ready_boottime_ns / 1_000_000,
+        "the guest is ready"
+    );
+    Ok(ready)
 }
 
 /// Planned → Prepared: directories, cgroups, listening sockets, the share.
@@ -282,7 +296,7 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
             console_listener: ready.console.listener,
             stderr: pipe("vmm")?,
             marker: format!("{}/vmm", paths.marker),
-            cgroup_procs: ready.cgroup_procs,
+            cgroup_procs: ready.cgroup_procs.clone(),
             netns: ready.netns,
         })
         .await?,
@@ -320,6 +334,7 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
         fsd,
         control: ready.control.client,
         data: ready.data.client,
+        cgroup_procs: ready.cgroup_procs,
     })
 }
 
@@ -336,6 +351,7 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         fsd,
         control,
         data,
+        cgroup_procs,
     } = booted;
     let deadline = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
     let streams = paths.streams();
@@ -359,7 +375,12 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         done = configure => done?,
         exit = vm.exited() => return Err(ended("configuring the guest", exit)),
     }
-    Ok(Ready { vm, fsd, guest })
+    Ok(Ready {
+        vm,
+        fsd,
+        guest,
+        cgroup_procs,
+    })
 }
 
 /// A VM that ended while it was needed.

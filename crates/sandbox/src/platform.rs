@@ -82,6 +82,8 @@ pub trait Platform: Send + Sync {
     fn plan_cgroup(&self, plan: &SandboxPlan) -> io::Result<Vec<PathBuf>>;
     /// Makes them.
     fn make_cgroup(&self, plan: &SandboxPlan, paths: &[PathBuf]) -> io::Result<CgroupMade>;
+    /// Moves a stub into the sandbox's cgroups; returns what the host refused.
+    fn join_cgroup(&self, procs: &[PathBuf], stub: HostProcess) -> Vec<String>;
     /// Binds a listening socket at `path`.
     fn listen(&self, path: &Path) -> io::Result<OwnedFd>;
     /// A pipe whose read end feeds the sandbox log under `source`; the write end is returned.

@@ -48,6 +48,7 @@ impl World {
             }
         };
         self.next_stream = saved.next_stream;
+        self.cgroup_procs.clone_from(&saved.cgroup_procs);
         self.state = saved.state;
         self.phase = saved.phase;
         for (id, one) in saved.containers {

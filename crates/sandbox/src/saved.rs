@@ -72,6 +72,9 @@ pub struct SavedSandbox {
     pub phase: Phase,
     /// Next stream id.
     pub next_stream: u32,
+    /// `cgroup.procs` files its stubs join.
+    #[serde(default)]
+    pub cgroup_procs: Vec<std::path::PathBuf>,
     /// Host processes by role.
     pub processes: BTreeMap<String, HostProcess>,
     /// Its containers.
@@ -132,6 +135,7 @@ impl SavedSandbox {
             state: world.state,
             phase: world.phase,
             next_stream: world.next_stream,
+            cgroup_procs: world.cgroup_procs.clone(),
             processes,
             containers: world
                 .containers

@@ -96,6 +96,8 @@ pub struct World {
     pub containers: BTreeMap<ContainerId, Container>,
     /// Next stdio stream id.
     pub next_stream: StreamId,
+    /// `cgroup.procs` files its stubs join.
+    pub cgroup_procs: Vec<std::path::PathBuf>,
     pub(crate) state: State,
     pub(crate) phase: Phase,
     supervisor: HostProcess,
@@ -139,6 +141,7 @@ impl World {
             journal,
             containers: BTreeMap::new(),
             next_stream: 1,
+            cgroup_procs: Vec::new(),
             state: State::Ready,
             phase: Phase::Planned,
             supervisor,
@@ -156,7 +159,12 @@ impl World {
     /// [`SandboxError::Boot`].
     pub async fn boot(&mut self) -> Result<(), SandboxError> {
         let base: Vec<Entry> = self.journal.held().into_iter().map(|(entry, _)| entry).collect();
-        let Ready { vm, fsd, guest } = match self.boot_once().await {
+        let Ready {
+            vm,
+            fsd,
+            guest,
+            cgroup_procs,
+        } = match self.boot_once().await {
             Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
                 tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
                 self.undo_since(&base);
@@ -166,6 +174,7 @@ impl World {
         };
         self.state = self.state.moved(State::Running)?;
         self.phase = Phase::Ready;
+        self.cgroup_procs = cgroup_procs;
         self.go_live(Live { vm, guest, fsd });
         self.save()?;
         self.publish();

@@ -170,6 +170,13 @@ impl Platform for RealHost {
         })
     }
 
+    fn join_cgroup(&self, procs: &[PathBuf], stub: HostProcess) -> Vec<String> {
+        bulkhead_host::cgroup::join(procs, stub.pid)
+            .iter()
+            .map(refusal)
+            .collect()
+    }
+
     fn listen(&self, path: &Path) -> io::Result<OwnedFd> {
         fdpass::listen(path).map(OwnedFd::from).map_err(io::Error::other)
     }

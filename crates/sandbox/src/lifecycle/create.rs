@@ -167,6 +167,9 @@ impl World {
             notices,
         } = attachment;
         process.host = Some(stub);
+        for warning in self.platform.join_cgroup(&self.cgroup_procs, stub) {
+            tracing::warn!(%warning, "the stub could not join a cgroup");
+        }
         process.notices = Some(notices);
         let mut next = || {
             self.next_stream += 1;

@@ -185,6 +185,9 @@ impl Platform for FakeHost {
         self.faults.step("make_cgroup")?;
         Ok(CgroupMade::default())
     }
+    fn join_cgroup(&self, _: &[PathBuf], _: HostProcess) -> Vec<String> {
+        Vec::new()
+    }
     fn listen(&self, path: &Path) -> io::Result<OwnedFd> {
         self.faults.step("listen")?;
         std::fs::write(path, "")?;
