@@ -11,9 +11,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 use tokio::sync::mpsc::unbounded_channel;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
+
+/// For one round of the port thread.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why the guest's end could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -186,8 +190,8 @@ impl Endpoint {
         }
         let (answer, offset) = mpsc::sync_channel(1);
         self.0.mailbox.post(Command::Drain(stream, answer));
-        // The sender is dropped without an answer only when the thread is gone, and nothing is sent then.
-        offset.recv().unwrap_or(0)
+        // Without an answer the thread is gone or was never started, and nothing is sent then.
+        offset.recv_timeout(DRAIN_DEADLINE).unwrap_or(0)
     }
 
     /// Ends `stream` from this side: an output as if its writers had closed it (what is there is still

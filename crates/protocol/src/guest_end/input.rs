@@ -107,6 +107,11 @@ impl Input {
         self.taken += self.write(&waiting[self.taken..]);
         if self.taken < waiting.len() {
             self.waiting = waiting;
+            if self.taken as u64 >= ACK_BYTES {
+                // A reader that is always a little behind must not make this grow for ever.
+                self.waiting.drain(..self.taken);
+                self.taken = 0;
+            }
         } else {
             self.taken = 0;
         }
@@ -152,5 +157,92 @@ impl Input {
         }
         self.written += done as u64;
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        use rustix::pipe::{PipeFlags, pipe_with};
+        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap()
+    }
+
+    fn read(fd: &OwnedFd) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        let count = rustix::io::read(fd, &mut bytes).unwrap_or(0);
+        bytes.truncate(count);
+        bytes
+    }
+
+    #[test]
+    fn repeated_bytes_are_trimmed_and_a_gap_is_reported_once() {
+        let (process, sink) = pipe();
+        let mut input = Input::new(sink);
+        assert_eq!(input.notice(), Some(Notice::Resume(0)));
+        input.receive(0, b"abcd");
+        assert_eq!(input.notice(), Some(Notice::Ack(4)));
+        input.receive(2, b"cdef");
+        input.receive(1, b"bc");
+        input.receive(9, b"j");
+        input.receive(10, b"k");
+        assert_eq!(input.notice(), Some(Notice::Resume(6)));
+        input.receive(11, b"l");
+        assert_eq!(input.notice(), None);
+        input.receive(6, b"ghi");
+        assert_eq!(read(&process), b"abcdefghi");
+    }
+
+    #[test]
+    fn the_end_comes_after_the_last_byte() {
+        let (process, sink) = pipe();
+        let mut input = Input::new(sink);
+        input.notice();
+        let big = vec![1; 200 * 1024];
+        input.receive(0, &big);
+        input.receive_eof(big.len() as u64);
+        let mut total = 0;
+        while input.notice() != Some(Notice::Close) {
+            total += read(&process).len();
+            input.writable = true;
+            input.pump();
+        }
+        total += read(&process).len();
+        assert_eq!(total, big.len());
+        assert_eq!(rustix::io::read(&process, &mut [0; 1]), Ok(0), "end of file");
+    }
+
+    #[test]
+    fn a_reader_that_is_always_behind_costs_no_memory() {
+        let (process, sink) = pipe();
+        let mut input = Input::new(sink);
+        let block = vec![1; 64 * 1024];
+        let mut sent = 0;
+        let mut total = 0;
+        while sent < 8 * 1024 * 1024 {
+            while sent - total < 192 * 1024 {
+                input.receive(sent, &block);
+                sent += block.len() as u64;
+            }
+            total += read(&process).len() as u64;
+            input.writable = true;
+            input.pump();
+        }
+        assert!(
+            input.waiting.capacity() <= 1024 * 1024,
+            "{}",
+            input.waiting.capacity()
+        );
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_closes_the_stream() {
+        let (process, sink) = pipe();
+        let mut input = Input::new(sink);
+        input.notice();
+        drop(process);
+        input.receive(0, b"x");
+        assert_eq!(input.notice(), Some(Notice::Close));
     }
 }

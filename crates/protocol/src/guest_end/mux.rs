@@ -225,8 +225,9 @@ impl Mux {
             INPUT => {
                 if let Some(input) = self.inputs.get_mut(&stream) {
                     input.writable = true;
-                    // The reader of a pipe is gone: say so before the host sends more.
-                    if flags.contains(EventFlags::ERR) {
+                    // The reader of a pipe or the last slave of a terminal is gone: say so before the host sends
+                    // more.
+                    if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
                         input.finish();
                     }
                 }

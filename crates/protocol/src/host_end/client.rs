@@ -116,6 +116,13 @@ impl Client {
         let _ = watcher.wait_for(|gone| *gone).await;
     }
 
+    /// Ends the connection and waits until nothing of it touches the store or a user's descriptor any more: to be
+    /// called before a new connection on the same store is made in this process.
+    pub async fn close(&self) {
+        self.gone.send_replace(true);
+        self.data.close().await;
+    }
+
     fn request_id(&self) -> String {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         format!("{:x}-{number}", self.epoch)

@@ -13,6 +13,7 @@ use super::greeting::Greeted;
 use super::input::{self, InputState};
 use super::mark::Mark;
 use super::output::{self, Piece};
+use super::source::Source;
 use super::stdio_fd::{Direction, StdioFd};
 use super::store::StreamStore;
 use crate::StreamId;
@@ -31,6 +32,8 @@ use tokio::task::JoinSet;
 
 /// What a guest may have under way beyond the window: it reads whole frames.
 const SLACK_BYTES: u64 = 2 * MAX_PAYLOAD_BYTES as u64;
+/// No stream gets this far; sums with it do not overflow.
+const MAX_OFFSET: u64 = 1 << 62;
 /// A guest that talks of more inputs nobody connected is not listened to.
 const EARLY_STREAMS: usize = 1024;
 
@@ -129,6 +132,9 @@ impl DataPort {
                 mark.abandon();
                 return Ok(());
             }
+            if streams.outputs.contains_key(&stream) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
             streams.outputs.insert(
                 stream,
                 Incoming {
@@ -166,7 +172,7 @@ impl DataPort {
         }
         let source = {
             let _entered = self.runtime.enter();
-            StdioFd::new(source, Direction::Read)?
+            Source::new(source, self.store.outlives())?
         };
         let state = Arc::new(InputState::new());
         {
@@ -174,6 +180,9 @@ impl DataPort {
             if streams.over {
                 mark.abandon();
                 return Ok(());
+            }
+            if streams.inputs.contains_key(&stream) {
+                return Err(io::ErrorKind::AlreadyExists.into());
             }
             match streams.early.remove(&stream) {
                 Some(Early::Resume(offset)) => state.resume(offset),
@@ -268,9 +277,20 @@ impl DataPort {
         self.spawn(async move { drop(port.send(kind, stream, offset, &[]).await) });
     }
 
-    /// Ends every task at once; what was not delivered is recorded as such.
+    /// Ends every task at once, wherever it is between two system calls.
     pub(super) fn abort(&self) {
         self.lock_tasks().abort_all();
+        self.abandon();
+    }
+
+    /// [`DataPort::abort`], and waits until the tasks are gone: nothing touches the store or a descriptor after.
+    pub(super) async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *self.lock_tasks());
+        tasks.shutdown().await;
+        self.abandon();
+    }
+
+    fn abandon(&self) {
         self.end_of_connection();
         for mark in self.lock().marks.values() {
             mark.abandon();
@@ -283,13 +303,19 @@ impl DataPort {
         tasks.spawn_on(task, &self.runtime);
     }
 
-    async fn serve(&self, mut reader: OwnedReadHalf, mut decoder: Decoder) {
+    async fn serve(&self, reader: OwnedReadHalf, decoder: Decoder) {
+        // Also when this task panics: nobody may wait for a dead connection.
+        let _end = EndOfConnection(self);
+        self.read_frames(reader, decoder).await;
+    }
+
+    async fn read_frames(&self, mut reader: OwnedReadHalf, mut decoder: Decoder) {
         let mut gone = self.gone.subscribe();
         loop {
             while let Some(frame) = decoder.pull() {
                 if let Err(what) = self.dispatch(&frame) {
                     tracing::warn!(stream = frame.stream, what, "the guest broke the data protocol");
-                    return self.end_of_connection();
+                    return;
                 }
             }
             let space = decoder.space();
@@ -298,7 +324,7 @@ impl DataPort {
                 _ = gone.wait_for(|gone| *gone) => Ok(0),
             };
             match result {
-                Ok(0) | Err(_) => return self.end_of_connection(),
+                Ok(0) | Err(_) => return,
                 Ok(count) => decoder.filled(count),
             }
         }
@@ -322,6 +348,9 @@ impl DataPort {
 
     fn dispatch(&self, frame: &Frame<'_>) -> Result<(), &'static str> {
         let stream = frame.stream;
+        if frame.offset > MAX_OFFSET {
+            return Err("an offset is out of bounds");
+        }
         let mut streams = self.lock();
         match frame.kind {
             Kind::Data => match streams.outputs.get_mut(&stream) {
@@ -377,6 +406,14 @@ impl DataPort {
 
     fn lock_tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct EndOfConnection<'a>(&'a DataPort);
+
+impl Drop for EndOfConnection<'_> {
+    fn drop(&mut self) {
+        self.0.end_of_connection();
     }
 }
 

@@ -1,11 +1,11 @@
 //! The task of one input stream: from a source of the user to the guest.
 //!
-//! Owns: the order read, log, send. Reads nothing before the guest asked for the stream, so a container that never
+//! Owns: the order look, log, consume, send. Reads nothing before the guest asked for the stream, so a container that never
 //! starts does not eat its caller's input. Never: waits for another stream. Called by `data`.
 
 use super::data::DataPort;
 use super::mark::Mark;
-use super::stdio_fd::StdioFd;
+use super::source::Source;
 use super::store::InputLog;
 use crate::StreamId;
 use crate::frame::{DATA_BYTES, Kind};
@@ -93,7 +93,7 @@ impl InputState {
 pub(super) async fn run(
     port: &Arc<DataPort>,
     stream: StreamId,
-    source: StdioFd,
+    source: Source,
     state: &InputState,
     mark: &Mark,
 ) {
@@ -115,7 +115,7 @@ enum End {
 async fn copy(
     port: &Arc<DataPort>,
     stream: StreamId,
-    source: StdioFd,
+    source: Source,
     state: &InputState,
     log: &mut InputLog,
 ) -> End {
@@ -164,7 +164,12 @@ async fn copy(
                 continue;
             };
             match result {
-                Ok(count) if count > 0 => port.store.append(log, &buffer),
+                Ok(count) if count > 0 => {
+                    port.store.append(log, &buffer);
+                    if let Err(error) = open.consume(&mut buffer) {
+                        tracing::debug!(stream, %error, "the source is gone");
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The end of file, or an error (EIO from a terminal that hung up), which is an end too.
                 _ => {
@@ -180,7 +185,7 @@ async fn copy(
 
 /// Reads from the source, or `None` when something was said meanwhile.
 async fn read(
-    source: &StdioFd,
+    source: &Source,
     buffer: &mut Vec<u8>,
     limit: usize,
     state: &InputState,

@@ -18,6 +18,7 @@ mod greeting;
 mod input;
 mod mark;
 mod output;
+mod source;
 mod stdio_fd;
 mod store;
 

@@ -4,12 +4,13 @@
 //! them. So pipes, FIFOs and terminals are opened once more through `/proc/self/fd` (a description of our own),
 //! sockets take a flag per call, and what cannot be waited for (files, /dev/null) is served by a blocking task.
 //!
-//! Owns: the descriptor and its second opening. Never: knows what flows. Called by `output` and `input`.
+//! Owns: the descriptor and its second opening; writing. Never: knows what flows. Called by `output`; reading is
+//! in `source`.
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -34,13 +35,14 @@ pub(super) enum Direction {
 /// An open descriptor for one direction.
 #[derive(Debug)]
 pub(super) struct StdioFd {
-    way: Way,
+    pub(super) way: Way,
     /// Kept: it may be what holds a FIFO open.
-    original: Arc<OwnedFd>,
+    pub(super) original: Arc<OwnedFd>,
 }
 
+/// How it can be used without blocking.
 #[derive(Debug)]
-enum Way {
+pub(super) enum Way {
     /// A description of our own with `O_NONBLOCK`.
     Own(AsyncFd<OwnedFd>),
     Socket(AsyncFd<Arc<OwnedFd>>),
@@ -56,52 +58,6 @@ impl StdioFd {
         let original = Arc::new(fd);
         let way = way(&original, direction)?;
         Ok(Self { way, original })
-    }
-
-    /// Whether a call ends soon by itself and must not be dropped half-way.
-    pub(super) const fn is_file(&self) -> bool {
-        matches!(self.way, Way::File)
-    }
-
-    /// Reads at most `limit` bytes into `buffer`, which is cleared first. 0 is the end of file.
-    /// Dropping the future loses nothing unless [`StdioFd::is_file`].
-    pub(super) async fn read(&self, buffer: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
-        buffer.resize(limit, 0);
-        let result = match &self.way {
-            Way::Own(fd) => {
-                fd.async_io(Interest::READABLE, |fd| {
-                    Ok(rustix::io::read(fd, &mut buffer[..])?)
-                })
-                .await
-            }
-            Way::Socket(fd) => {
-                fd.async_io(Interest::READABLE, |fd| {
-                    Ok(rustix::net::recv(fd, &mut buffer[..], RecvFlags::DONTWAIT)?.0)
-                })
-                .await
-            }
-            Way::Careful(fd) => {
-                fd.async_io(Interest::READABLE, |fd| {
-                    ready(fd, PollFlags::IN)?;
-                    Ok(rustix::io::read(fd, &mut buffer[..])?)
-                })
-                .await
-            }
-            Way::File => {
-                let fd = Arc::clone(&self.original);
-                let mut moved = std::mem::take(buffer);
-                let (moved, result) = tokio::task::spawn_blocking(move || {
-                    let result = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut moved[..]));
-                    (moved, result)
-                })
-                .await
-                .map_err(io::Error::other)?;
-                *buffer = moved;
-                result.map_err(io::Error::from)
-            }
-        };
-        buffer.truncate(*result.as_ref().unwrap_or(&0));
-        result
     }
 
     /// Writes some of `bytes[from..]`.
@@ -205,7 +161,7 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<Option<OwnedFd>> {
 }
 
 /// `WouldBlock` unless poll(2) says that a call would not block.
-fn ready(fd: &impl AsFd, flags: PollFlags) -> io::Result<()> {
+pub(super) fn ready(fd: &impl AsFd, flags: PollFlags) -> io::Result<()> {
     let now = rustix::event::Timespec {
         tv_sec: 0,
         tv_nsec: 0,

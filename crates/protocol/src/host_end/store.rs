@@ -74,6 +74,11 @@ impl StreamStore {
         })
     }
 
+    /// Whether somebody may go on after this process.
+    pub(super) const fn outlives(&self) -> bool {
+        self.files.is_some()
+    }
+
     /// How far `stream` got, as recorded last.
     pub(super) fn received(&self, stream: StreamId) -> Received {
         if let Some(known) = self.lock().get(&stream) {
@@ -299,4 +304,97 @@ fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> Result<(), rustix:
         at += count as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn offsets_are_there_for_the_next_supervisor() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StreamStore::open(directory.path()).unwrap();
+        let going = Received {
+            offset: 123_456,
+            ended: false,
+        };
+        let done = Received {
+            offset: 7,
+            ended: true,
+        };
+        first.record(3, going);
+        first.record(
+            4,
+            Received {
+                offset: 7,
+                ended: false,
+            },
+        );
+        first.record(4, done);
+        let second = StreamStore::open(directory.path()).unwrap();
+        for store in [&first, &second] {
+            assert_eq!(store.received(3), going);
+            assert_eq!(store.received(4), done);
+            assert_eq!(store.received(5), Received::default());
+            assert_eq!(store.received(1 << 20), Received::default());
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = StreamStore::open(&directory.path().join("none")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_forgotten_input_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = StreamStore::open(directory.path()).unwrap();
+        let mut log = store.input(9);
+        assert!(!store.was_granted(9));
+        store.grant(&mut log);
+        assert!(store.was_granted(9));
+        store.append(&mut log, b"bytes");
+        store.forget_input(9);
+        assert!(!directory.path().join("input-9").exists());
+        assert!(StreamStore::open(directory.path()).unwrap().received(9).ended);
+    }
+
+    fn at(offset: u64) -> u8 {
+        (offset % 251) as u8
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever was logged and not acknowledged is there for the next supervisor, around the ring's end too.
+        #[test]
+        fn the_log_holds_what_is_not_acknowledged(
+            start in prop_oneof![Just(0u64), RING - 5..RING + 5, 3 * RING - 9..3 * RING + 9],
+            steps in prop::collection::vec((0usize..40_000, 0u64..40_000), 1..12),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let store = StreamStore::open(directory.path()).unwrap();
+            let mut log = store.input(1);
+            log.acknowledge(start);
+            let mut acknowledged = start;
+            for (count, back) in steps {
+                let count = count.min(log.room());
+                let bytes: Vec<u8> = (log.head()..log.head() + count as u64).map(at).collect();
+                store.append(&mut log, &bytes);
+                acknowledged = acknowledged.max(log.head().saturating_sub(back));
+                log.acknowledge(acknowledged);
+                let again = StreamStore::open(directory.path()).unwrap().input(1);
+                prop_assert_eq!(again.head(), log.head());
+                prop_assert!(again.base() <= acknowledged);
+                let mut out = Vec::new();
+                for log in [&log, &again] {
+                    log.copy(acknowledged, usize::MAX, &mut out);
+                    let expected: Vec<u8> = (acknowledged..log.head()).map(at).collect();
+                    prop_assert!(out == expected);
+                }
+            }
+        }
+    }
 }

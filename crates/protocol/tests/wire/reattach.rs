@@ -31,6 +31,7 @@ async fn output_survives_ten_kills() {
             let client = wire.attach(store, round > 0).await.unwrap();
             client.connect_output(2, user_write.try_clone().unwrap()).unwrap();
             tokio::time::sleep(Duration::from_micros(*moment)).await;
+            client.close().await;
             drop(client);
         }
         let store = StreamStore::open(directory.path()).unwrap();
@@ -64,6 +65,7 @@ async fn input_survives_ten_kills() {
             let client = wire.attach(store, round > 0).await.unwrap();
             client.connect_input(1, user_read.try_clone().unwrap()).unwrap();
             tokio::time::sleep(Duration::from_micros(*moment)).await;
+            client.close().await;
             drop(client);
         }
         let store = StreamStore::open(directory.path()).unwrap();
@@ -90,6 +92,7 @@ async fn an_ended_stream_stays_ended_for_the_next_supervisor() {
     wire.guest.output(2, guest_read).unwrap();
     File::from(guest_write).write_all(b"all").unwrap();
     timeout(SOON, client.stream_ended(2)).await.unwrap();
+    client.close().await;
     drop(client);
     let client = wire
         .attach(StreamStore::open(directory.path()).unwrap(), true)
@@ -126,6 +129,7 @@ async fn an_input_closed_while_nobody_was_attached_is_closed_afterwards() {
     })
     .await
     .unwrap();
+    client.close().await;
     drop(client);
     drop(guest_read);
     // The guest's thread has seen the closed pipe once it answers the next question.
