@@ -58,6 +58,12 @@ pub(crate) enum TaskError {
     /// Rules of the house are broken.
     #[error("{0} rules are broken")]
     Rules(usize),
+    /// Rows of the contract that no test holds.
+    #[error("the contract: {0} things are wrong")]
+    Contract(usize),
+    /// The contract cannot be read.
+    #[error("docs/contract.md, row {0}: expected once, as a line `| id | promise |`")]
+    ContractRow(String),
     /// Tests failed.
     #[error("{0} tests failed")]
     Tests(u64),

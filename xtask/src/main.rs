@@ -10,6 +10,7 @@
 
 mod build;
 mod bundle;
+mod contract;
 mod demo;
 mod error;
 mod floors;
@@ -49,6 +50,8 @@ enum Task {
     Test(tests::TestArguments),
     /// Check format, clippy, dependency direction and house rules
     Lint,
+    /// List the rows of the contract and their tests; fails for a row without one
+    Contract,
     /// What CI runs: lint, then every test
     Ci,
 }
@@ -82,6 +85,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
             setup::run()?;
             lint::run(&workspace)
         }
+        Task::Contract => contract::run(&workspace),
         Task::Ci => {
             setup::run()?;
             lint::run(&workspace)?;

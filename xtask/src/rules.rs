@@ -20,18 +20,28 @@ const MAX_LINES: usize = 600;
 
 /// Everything that breaks a rule, one line each.
 pub(crate) fn broken(workspace: &Workspace) -> Result<Vec<String>, TaskError> {
-    let mut files = Vec::new();
-    for below in ["crates", "xtask", "tests"] {
-        collect(&workspace.root().join(below), &mut files)?;
-    }
-    files.sort();
     let mut broken = Vec::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).map_err(|e| TaskError::io(&file, e))?;
-        let name = file.strip_prefix(workspace.root()).unwrap_or(&file);
-        broken.extend(check(name, &text));
+    for (name, text) in sources(workspace, &["crates", "xtask", "tests"])? {
+        broken.extend(check(&name, &text));
     }
     Ok(broken)
+}
+
+/// The Rust files in these directories of the workspace, by name, with their text.
+pub(crate) fn sources(workspace: &Workspace, below: &[&str]) -> Result<Vec<(PathBuf, String)>, TaskError> {
+    let mut files = Vec::new();
+    for dir in below {
+        collect(&workspace.root().join(dir), &mut files)?;
+    }
+    files.sort();
+    files
+        .into_iter()
+        .map(|file| {
+            let text = std::fs::read_to_string(&file).map_err(|e| TaskError::io(&file, e))?;
+            let name = file.strip_prefix(workspace.root()).unwrap_or(&file).to_owned();
+            Ok((name, text))
+        })
+        .collect()
 }
 
 fn check(name: &Path, text: &str) -> Vec<String> {
