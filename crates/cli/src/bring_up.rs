@@ -256,7 +256,18 @@ impl Site {
                 let client = launch::supervisor(&context.layout, &plan)?;
                 (client, plan.id, true)
             }
-            Place::Join(sandbox) => (launch::connect(&context.layout, &sandbox)?, sandbox, false),
+            Place::Join(sandbox) => {
+                let client = launch::connect(&context.layout, &sandbox).map_err(|failure| {
+                    let message = match failure.kind {
+                        FailureKind::NotFound => format!(
+                            "sandbox {sandbox} does not exist: the annotations of container {id} name it, create it first"
+                        ),
+                        _ => failure.message,
+                    };
+                    Failure { message, ..failure }
+                })?;
+                (client, sandbox, false)
+            }
         };
         Ok(Self {
             client,
