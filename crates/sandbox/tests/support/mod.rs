@@ -236,6 +236,9 @@ impl Platform for FakeHost {
     fn runs(&self, process: HostProcess) -> bool {
         self.ledger.processes.lock().unwrap().contains_key(&process.pid)
     }
+    async fn ended(&self, process: HostProcess, _: Duration) -> bool {
+        !self.runs(process)
+    }
     fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>> {
         self.faults.step("adopt_daemon")?;
         Ok(Box::new(FakeDaemon {
@@ -394,6 +397,10 @@ pub struct FakeGuest {
     off: watch::Sender<bool>,
     hello: GuestHello,
     pub signals: Mutex<Vec<(ProcessKey, i32, bool)>>,
+    /// Resources as they came with each update.
+    pub updates: Mutex<Vec<serde_json::Value>>,
+    /// Specs as they came with each create.
+    pub specs: Mutex<Vec<serde_json::Value>>,
 }
 
 impl FakeGuest {
@@ -405,6 +412,8 @@ impl FakeGuest {
             off: watch::channel(false).0,
             hello: GuestHello::default(),
             signals: Mutex::default(),
+            updates: Mutex::default(),
+            specs: Mutex::default(),
         }
     }
 
@@ -447,6 +456,10 @@ impl Guest for FakeGuest {
             .lock()
             .unwrap()
             .insert(container.id.to_string());
+        let spec = serde_json::from_slice(&container.spec).unwrap();
+        self.specs.lock().unwrap().push(spec);
+        self.exits
+            .send_modify(|all| all.retain(|key, _| key.container != container.id));
         Ok(17)
     }
     async fn start_container(&self, _: &ContainerId) -> Result<(), GuestError> {
@@ -505,7 +518,9 @@ impl Guest for FakeGuest {
     async fn resume(&self, _: &ContainerId) -> Result<(), GuestError> {
         self.faults.guest("resume")
     }
-    async fn update(&self, _: &ContainerId, _: Vec<u8>) -> Result<(), GuestError> {
+    async fn update(&self, _: &ContainerId, resources: Vec<u8>) -> Result<(), GuestError> {
+        let resources = serde_json::from_slice(&resources).unwrap();
+        self.updates.lock().unwrap().push(resources);
         self.faults.guest("update")
     }
     async fn stats(&self, _: &ContainerId) -> Result<ContainerStats, GuestError> {
@@ -605,6 +620,26 @@ impl Bench {
         );
         let (engine, handle) = Engine::new(world, published, events);
         (handle, tokio::spawn(engine.run(Beginning::Boot)))
+    }
+
+    /// Puts a fresh supervisor in the place of one that was killed.
+    pub async fn successor(&self, id: &str) -> (Handle, tokio::task::JoinHandle<Vec<String>>) {
+        let paths = self.paths(id);
+        let journal = Journal::open(&paths.journal()).unwrap();
+        let (mut world, published, events) = World::new(
+            sandbox_plan(id),
+            paths,
+            Arc::clone(&self.host) as Arc<dyn Platform>,
+            Arc::clone(&self.vmm) as Arc<dyn Vmm>,
+            journal,
+            HostProcess {
+                pid: 2,
+                start_time: 1,
+            },
+        );
+        world.recover().await.unwrap();
+        let (engine, handle) = Engine::new(world, published, events);
+        (handle, tokio::spawn(engine.run(Beginning::Restored)))
     }
 
     /// Asserts that neither fakes nor files are left of sandbox `id`.
