@@ -11,7 +11,7 @@ use crate::console::{Console, ConsoleFlags};
 use crate::context::{BOOT, Context, QUICK};
 use crate::hooks::{self, HookKind};
 use crate::interrupt::{Interrupts, Outcome};
-use crate::oci_state::{OCI_VERSION, OciState};
+use crate::oci_state::OciState;
 use crate::stub::{self, Stub, StubRequest};
 use crate::{host_facts, pid_file};
 use bulkhead_config::{Config, PlanKind, Plans, Source};
@@ -212,15 +212,10 @@ fn plan(context: &Context, flags: &BundleFlags, id: &ContainerId, bundle: &Path)
 
 fn creating(container: &ContainerPlan, stub: &Stub) -> OciState {
     OciState {
-        oci_version: OCI_VERSION.to_owned(),
-        id: container.id.to_string(),
         pid: stub.process().pid,
-        status: "creating".to_owned(),
-        bundle: container.bundle.clone(),
         rootfs: container.rootfs.path.clone(),
-        created: String::new(),
         annotations: container.annotations(),
-        owner: String::new(),
+        ..OciState::creating(&container.id, container.bundle.clone())
     }
 }
 

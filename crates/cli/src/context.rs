@@ -2,9 +2,14 @@
 //!
 //! Owns: finding the sandbox of a container. Never: starting one. Called by verbs.
 
+use crate::oci_state::OciState;
 use crate::report::Report;
-use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, SandboxSnapshot};
-use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply};
+use bulkhead_model::failure::chain;
+use bulkhead_model::plan::BUNDLE_PATH_ANNOTATION;
+use bulkhead_model::{
+    ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, SandboxPlan, SandboxSnapshot,
+};
+use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply, SavedSandbox};
 use bulkhead_shim::{Client, launch};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,21 +97,57 @@ impl Context {
     /// Connects to the supervisor of a container and reads the container's state.
     ///
     /// # Errors
-    /// `NotFound` when the container is unknown, and what the supervisor reports.
+    /// `NotFound` when the container is unknown, `FailedPrecondition` while its create is under way, and what
+    /// the supervisor reports.
     pub(crate) fn find(&self, id: &str) -> Result<Found, Failure> {
         let id = Self::id(id)?;
         let mut client = self.client(&id)?;
         let snapshot = snapshot(&mut client)?;
-        let container = snapshot
-            .containers
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| unknown(&id))?;
-        Ok(Found {
-            client,
-            id,
-            container,
-        })
+        match snapshot.containers.get(&id).cloned() {
+            Some(container) => Ok(Found {
+                client,
+                id,
+                container,
+            }),
+            None => Err(unfinished(&id)),
+        }
+    }
+}
+
+impl Context {
+    /// What a sandbox published, or saved if its supervisor cannot be asked nor replaced: then everything in
+    /// it counts as stopped.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such sandbox; what connecting reports when nothing usable was saved.
+    pub(crate) fn present(&self, sandbox: &SandboxId) -> Result<SandboxSnapshot, Failure> {
+        let failure = match launch::connect(&self.layout, sandbox).and_then(|mut c| snapshot(&mut c)) {
+            Err(failure) if failure.kind != FailureKind::NotFound => failure,
+            other => return other,
+        };
+        let saved = SavedSandbox::read(&self.layout.sandbox(sandbox).state()).map_err(|error| {
+            self.report.debug(&chain(&error));
+            failure.clone()
+        })?;
+        self.report.debug(&format!("from saved state: {failure}"));
+        Ok(saved.dead_snapshot())
+    }
+}
+
+impl Context {
+    /// The OCI state of a container in a sandbox that published `sandbox`.
+    #[must_use]
+    pub(crate) fn oci_state(&self, sandbox: &SandboxSnapshot, id: &ContainerId) -> OciState {
+        if let Some(container) = sandbox.containers.get(id) {
+            return OciState::of(container);
+        }
+        let plan = std::fs::read(self.layout.sandbox(&sandbox.id).plan())
+            .ok()
+            .and_then(|text| serde_json::from_slice::<SandboxPlan>(&text).ok());
+        let bundle = plan
+            .filter(|plan| plan.id == SandboxId::from(id))
+            .and_then(|plan| plan.recorded.get(BUNDLE_PATH_ANNOTATION).map(PathBuf::from));
+        OciState::creating(id, bundle.unwrap_or_default())
     }
 }
 
@@ -135,6 +176,15 @@ pub(crate) fn snapshot(client: &mut Client) -> Result<SandboxSnapshot, Failure> 
 #[must_use]
 pub(crate) fn unknown(id: &ContainerId) -> Failure {
     Failure::new(FailureKind::NotFound, format!("container {id} does not exist"))
+}
+
+/// The failure for an id that is taken by a create under way.
+#[must_use]
+pub(crate) fn unfinished(id: &ContainerId) -> Failure {
+    Failure::new(
+        FailureKind::FailedPrecondition,
+        format!("container {id} is still being created"),
+    )
 }
 
 /// The failure for an answer of the wrong kind.

@@ -2,7 +2,7 @@
 //!
 //! Owns: its JSON form. Never: where the facts come from. Called by verbs and hooks.
 
-use bulkhead_model::{ContainerSnapshot, State};
+use bulkhead_model::{ContainerId, ContainerSnapshot, State};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,6 +57,22 @@ impl OciState {
             owner: String::new(),
         }
     }
+
+    /// Of a container whose create is under way; `bundle` is empty if it is not known yet.
+    #[must_use]
+    pub(crate) fn creating(id: &ContainerId, bundle: PathBuf) -> Self {
+        Self {
+            oci_version: OCI_VERSION.to_owned(),
+            id: id.to_string(),
+            pid: 0,
+            status: "creating".to_owned(),
+            bundle,
+            rootfs: PathBuf::new(),
+            created: String::new(),
+            annotations: BTreeMap::new(),
+            owner: String::new(),
+        }
+    }
 }
 
 /// Nanoseconds since the Unix epoch as RFC 3339 in UTC, without trailing zeros.
@@ -71,7 +87,7 @@ pub(crate) fn rfc3339(nanoseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_model::{ContainerId, HostProcess, ProcessSnapshot};
+    use bulkhead_model::{HostProcess, ProcessSnapshot};
 
     fn container(state: State) -> ContainerSnapshot {
         let init: ProcessSnapshot = serde_json::from_value(serde_json::json!({

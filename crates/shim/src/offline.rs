@@ -5,7 +5,8 @@
 //!                               └ no ──► sweep: journal, marked processes, sockets, state, map entries
 //! ```
 //!
-//! Owns: finding them. Never: undoing (the engine's). Called by `bulkhead gc` and `inspect`.
+//! Owns: finding them. Never: undoing (the engine's). Called by `bulkhead gc`, `delete`, `state`, `list` and
+//! `inspect`.
 
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId};
@@ -53,12 +54,19 @@ pub fn collect(layout: &Layout) -> Result<Vec<Collected>, Failure> {
         if !paths.lock().exists() && !abandoned(&paths) {
             continue;
         }
-        let Ok(_lock) = lock(&paths) else { continue };
-        let left = sweep(&paths);
-        forget(layout, &id);
-        collected.push(Collected { sandbox: id, left });
+        collected.extend(remove(layout, id));
     }
     Ok(collected)
+}
+
+/// Removes everything of one sandbox; `None` when a supervisor has it, or there is none of the name.
+#[must_use]
+pub fn remove(layout: &Layout, id: SandboxId) -> Option<Collected> {
+    let paths = layout.sandbox(&id);
+    let _lock = lock(&paths).ok()?;
+    let left = sweep(&paths);
+    forget(layout, &id);
+    Some(Collected { sandbox: id, left })
 }
 
 /// All sandboxes under `layout`, dead or alive, sorted.

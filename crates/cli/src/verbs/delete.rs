@@ -1,11 +1,11 @@
 //! `delete`: removes a container and everything it holds (C-15), then runs the poststop hooks (K-06).
 
 use super::Outcome;
-use crate::context::{BOOT, Context, snapshot, unknown};
+use crate::context::{BOOT, Context, snapshot, unfinished};
 use crate::hooks;
-use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, State};
+use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, State};
 use bulkhead_sandbox::Command;
-use bulkhead_shim::launch;
+use bulkhead_shim::{launch, offline};
 use clap::Args;
 
 /// Options of `delete`.
@@ -39,12 +39,17 @@ impl Delete {
 /// As the verb.
 pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result<(), Failure> {
     let sandbox = context.sandbox_of(id)?;
-    let mut client = launch::connect(&context.layout, &sandbox)?;
+    let mut client = match launch::connect(&context.layout, &sandbox) {
+        Err(failure) if force && failure.kind != FailureKind::NotFound => {
+            return without_supervisor(context, sandbox, failure);
+        }
+        other => other?,
+    };
     let container = snapshot(&mut client)?.containers.get(id).cloned();
     match &container {
         Some(container) if !force => deletable(container)?,
-        // A sandbox that never got its container: only force takes it down, a create may be under way.
-        None if !force => return Err(unknown(id)),
+        // A create is under way: only force calls it off.
+        None if !force => return Err(unfinished(id)),
         _ => {}
     }
     let command = Command::Delete {
@@ -65,8 +70,22 @@ pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result
     Ok(())
 }
 
-/// A created container is deleted without force too, as crun and the contract (C-15) do; runc waits for it
-/// to be killed first.
+/// Nobody can be asked, and nobody can be started who could be: the state directory says what there is.
+fn without_supervisor(context: &Context, sandbox: SandboxId, why: Failure) -> Result<(), Failure> {
+    context
+        .report
+        .debug(&format!("deleting without a supervisor: {why}"));
+    match offline::remove(&context.layout, sandbox) {
+        None => Err(why),
+        Some(one) if one.left.is_empty() => Ok(()),
+        Some(one) => Err(Failure::new(
+            FailureKind::Internal,
+            format!("sandbox {} left {}", one.sandbox, one.left.join("; ")),
+        )),
+    }
+}
+
+/// A created container is deleted without force too, as runc and the contract (C-15) do.
 fn deletable(container: &ContainerSnapshot) -> Result<(), Failure> {
     match container.state {
         State::Stopped | State::Ready => Ok(()),

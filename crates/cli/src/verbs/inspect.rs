@@ -2,11 +2,10 @@
 
 use super::{Outcome, print_json};
 use crate::context::{Context, QUICK, unexpected};
-use bulkhead_model::{Failure, SandboxId};
+use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::{Command, Reply};
-use bulkhead_shim::launch;
+use bulkhead_shim::{Client, offline};
 use clap::Args;
-use serde_json::{Value, json};
 
 /// Options of `inspect`.
 #[derive(Debug, Args)]
@@ -23,34 +22,20 @@ impl Inspect {
     /// An unknown id.
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let sandbox = context.sandbox_of(&Context::id(&self.id)?)?;
-        let asked = launch::connect(&context.layout, &sandbox)
+        // Not through `launch`: looking must not start anything.
+        let socket = context.layout.sandbox(&sandbox).control_socket();
+        let asked = Client::connect(&socket)
+            .map_err(|e| Failure::new(FailureKind::Unavailable, e.to_string()))
             .and_then(|mut client| client.call(&Command::Inspect, Some(QUICK)));
         match asked {
             Ok(Reply::Tree { tree }) => print_json(&tree),
             Ok(other) => Err(unexpected(&other)),
-            Err(failure) => print_json(&from_files(context, &sandbox, &failure)),
+            Err(failure) => {
+                context
+                    .report
+                    .debug(&format!("the supervisor of {sandbox}: {failure}"));
+                print_json(&offline::tree(&context.layout, &sandbox))
+            }
         }
     }
-}
-
-fn from_files(context: &Context, sandbox: &SandboxId, failure: &Failure) -> Value {
-    let paths = context.layout.sandbox(sandbox);
-    let read = |path: std::path::PathBuf| -> Value {
-        std::fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or(Value::Null)
-    };
-    let journal: Vec<Value> = std::fs::read_to_string(paths.journal())
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    json!({
-        "supervisor_error": failure.message,
-        "plan": read(paths.plan()),
-        "state": read(paths.state()),
-        "journal": journal,
-        "paths": {"state": paths.dir, "sockets": paths.sockets},
-    })
 }

@@ -29,7 +29,13 @@ impl Kill {
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let signal =
             signal::parse(&self.signal).map_err(|e| Failure::from_chain(FailureKind::InvalidArgument, &e))?;
-        let mut found = context.find(&self.id)?;
+        let mut found = match context.find(&self.id) {
+            // Still being created: a deadly signal calls that off.
+            Err(failure) if failure.kind == FailureKind::FailedPrecondition => {
+                return self.call_off(context, signal);
+            }
+            other => other?,
+        };
         if let Err(refusal) = running(&found.container) {
             // As with runc: no process is left that `--all` could miss.
             return if self.all { Ok(0) } else { Err(refusal) };
@@ -47,6 +53,23 @@ impl Kill {
                 },
                 CALL,
             )?;
+        }
+        Ok(0)
+    }
+
+    fn call_off(&self, context: &Context, signal: i32) -> Outcome {
+        let id = Context::id(&self.id)?;
+        if signal != 0 {
+            let key = ProcessKey {
+                container: id.clone(),
+                exec: None,
+            };
+            let command = Command::Signal {
+                key,
+                signal,
+                all: self.all,
+            };
+            context.client(&id)?.call(&command, Some(CALL))?;
         }
         Ok(0)
     }

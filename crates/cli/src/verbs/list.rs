@@ -1,10 +1,9 @@
 //! `list`: the containers under the root.
 
 use super::{Outcome, print_text};
-use crate::context::{Context, snapshot};
+use crate::context::Context;
 use crate::oci_state::OciState;
 use bulkhead_model::{ContainerId, Failure, FailureKind, SandboxId, SandboxSnapshot};
-use bulkhead_shim::launch;
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -65,10 +64,8 @@ fn states(context: &Context, ids: &[ContainerId]) -> Vec<OciState> {
         let answer = asked
             .entry(sandbox.clone())
             .or_insert_with(|| ask(context, &sandbox));
-        let Some(container) = answer.as_ref().and_then(|s| s.containers.get(id)) else {
-            continue;
-        };
-        let mut state = OciState::of(container);
+        let Some(answer) = answer else { continue };
+        let mut state = context.oci_state(answer, id);
         state.owner = owner(context, &sandbox);
         states.push(state);
     }
@@ -76,8 +73,7 @@ fn states(context: &Context, ids: &[ContainerId]) -> Vec<OciState> {
 }
 
 fn ask(context: &Context, sandbox: &SandboxId) -> Option<SandboxSnapshot> {
-    let answer = launch::connect(&context.layout, sandbox).and_then(|mut client| snapshot(&mut client));
-    match answer {
+    match context.present(sandbox) {
         Ok(snapshot) => Some(snapshot),
         // Deleted since the map was read.
         Err(failure) if failure.kind == FailureKind::NotFound => None,

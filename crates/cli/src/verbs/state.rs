@@ -2,7 +2,6 @@
 
 use super::{Outcome, print_json};
 use crate::context::Context;
-use crate::oci_state::OciState;
 use clap::Args;
 
 /// Options of `state`.
@@ -19,6 +18,8 @@ impl State {
     /// # Errors
     /// An unknown id.
     pub(crate) fn run(self, context: &Context) -> Outcome {
-        print_json(&OciState::of(&context.find(&self.id)?.container))
+        let id = Context::id(&self.id)?;
+        let sandbox = context.present(&context.sandbox_of(&id)?)?;
+        print_json(&context.oci_state(&sandbox, &id))
     }
 }
