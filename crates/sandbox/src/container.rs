@@ -6,6 +6,7 @@ use crate::command::Notice;
 use crate::share::Share;
 use bulkhead_model::{
     ContainerPlan, ContainerSnapshot, ExecId, ExitStatus, HostProcess, IllegalMove, ProcessSnapshot, State,
+    oci,
 };
 use bulkhead_protocol::GuestStdio;
 use std::collections::BTreeMap;
@@ -71,6 +72,8 @@ pub struct Container {
     pub created_ns: u64,
     /// What of the host it shows to the guest.
     pub shares: Vec<Share>,
+    /// The spec the agent got (C-07); the vanilla one is in the plan.
+    pub patched: Option<Box<oci::Spec>>,
     /// Its own process.
     pub init: Process,
     /// Further processes.
@@ -86,6 +89,7 @@ impl Container {
             state: State::Ready,
             created_ns,
             shares,
+            patched: None,
             init,
             execs: BTreeMap::new(),
         }
@@ -105,6 +109,7 @@ impl Container {
             state,
             created_ns,
             shares,
+            patched: None,
             init,
             execs: BTreeMap::new(),
         }

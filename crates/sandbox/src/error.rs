@@ -7,7 +7,7 @@ use bulkhead_model::{ContainerId, Failure, FailureKind, IllegalMove, SandboxId, 
 use bulkhead_protocol::GuestError;
 use bulkhead_vmm::VmmError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An engine error; its sources hold the cause.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,27 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// A bind mount whose source cannot be used; runc's words.
+    #[error("error mounting {source_path:?} to rootfs at {destination:?}: stat {}", source_path.display())]
+    Mount {
+        /// Its source on the host.
+        source_path: PathBuf,
+        /// Its destination in the container.
+        destination: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A memory limit that could only be met by killing.
+    #[error(
+        "memory limit {limit_bytes} bytes: the container holds {held_bytes} bytes, expected a limit above that"
+    )]
+    BelowUse {
+        /// The limit asked for.
+        limit_bytes: u64,
+        /// Memory in use beside caches.
+        held_bytes: u64,
+    },
     /// Input the engine cannot serve.
     #[error("{what}: {value}: expected {expected}")]
     Invalid {
@@ -119,22 +140,38 @@ impl SandboxError {
         }
     }
 
+    /// A bind mount that cannot be made for `source`'s sake.
+    pub fn mount(source_path: &Path, destination: &Path, source: io::Error) -> Self {
+        let source = match source.kind() {
+            io::ErrorKind::NotFound => io::Error::new(source.kind(), "no such file or directory"),
+            _ => source,
+        };
+        Self::Mount {
+            source_path: source_path.to_owned(),
+            destination: destination.to_owned(),
+            source,
+        }
+    }
+
     /// Its class.
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::NoContainer(_) | Self::NoProcess(_) | Self::Gone { .. } => FailureKind::NotFound,
             Self::InUse { .. } => FailureKind::AlreadyExists,
-            Self::SandboxState { .. } | Self::ContainerState { .. } | Self::Move(_) => {
-                FailureKind::FailedPrecondition
-            }
+            Self::SandboxState { .. }
+            | Self::ContainerState { .. }
+            | Self::Move(_)
+            | Self::BelowUse { .. } => FailureKind::FailedPrecondition,
             Self::Boot { source, .. } => source.kind(),
             Self::NoVm { .. } => FailureKind::Unavailable,
             Self::Cancelled { .. } => FailureKind::Cancelled,
             Self::Vmm(VmmError::Deadline { .. }) | Self::Guest(GuestError::Deadline { .. }) => {
                 FailureKind::DeadlineExceeded
             }
-            Self::Vmm(VmmError::Unsupported { .. }) | Self::Invalid { .. } => FailureKind::InvalidArgument,
+            Self::Vmm(VmmError::Unsupported { .. }) | Self::Invalid { .. } | Self::Mount { .. } => {
+                FailureKind::InvalidArgument
+            }
             Self::Vmm(_) | Self::Host { .. } => FailureKind::Internal,
             Self::Guest(GuestError::Refused { kind, .. }) => *kind,
             Self::Guest(GuestError::Gone { .. }) => FailureKind::Unavailable,

@@ -131,6 +131,39 @@ impl Journal {
         Ok(Entry(n))
     }
 
+    /// Records that all of `resources` are about to be acquired, in this order, in one write.
+    ///
+    /// # Errors
+    /// The write's; then nothing may be acquired.
+    pub fn intend_all(&mut self, resources: Vec<Resource>) -> io::Result<Vec<Entry>> {
+        let first = self.next;
+        let numbered = || (first..).zip(&resources);
+        self.append_all(numbered().map(|(n, what)| Line::Hold {
+            n,
+            what: what.clone(),
+        }))?;
+        let entries = numbered().map(|(n, _)| Entry(n)).collect();
+        for what in resources {
+            self.held.insert(self.next, what);
+            self.next += 1;
+        }
+        Ok(entries)
+    }
+
+    /// Records that all of `entries` are undone, in one write.
+    ///
+    /// # Errors
+    /// The write's; the entries are forgotten in memory all the same.
+    pub fn release_all(&mut self, entries: &[Entry]) -> io::Result<()> {
+        for entry in entries {
+            self.held.remove(&entry.0);
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.append_all(entries.iter().map(|entry| Line::Release { n: entry.0 }))
+    }
+
     /// Completes an entry with what is known only after the acquisition.
     ///
     /// # Errors
@@ -163,13 +196,31 @@ impl Journal {
     }
 
     fn append(&mut self, line: &Line) -> io::Result<()> {
-        // A leading newline seals off a line that an earlier write tore.
-        let mut bytes = vec![b'\n'];
-        serde_json::to_writer(&mut bytes, line)?;
-        bytes.push(b'\n');
-        self.file.write_all(&bytes)?;
+        let mut bytes = Vec::new();
+        encode(&mut bytes, line)?;
+        self.write(&bytes)
+    }
+
+    fn append_all(&mut self, lines: impl Iterator<Item = Line>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            encode(&mut bytes, &line)?;
+        }
+        self.write(&bytes)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
         self.file.sync_data()
     }
+}
+
+fn encode(bytes: &mut Vec<u8>, line: &Line) -> io::Result<()> {
+    // A leading newline seals off a line that an earlier write tore.
+    bytes.push(b'\n');
+    serde_json::to_writer(&mut *bytes, line)?;
+    bytes.push(b'\n');
+    Ok(())
 }
 
 #[cfg(test)]
@@ -193,6 +244,21 @@ mod tests {
         let again = Journal::open(&path).unwrap();
         let held: Vec<_> = again.held().into_iter().map(|(_, r)| r).collect();
         assert_eq!(held, vec![dir("/c"), dir("/b")]);
+    }
+
+    #[test]
+    fn many_are_held_and_released_in_one_write() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.intend(dir("/a")).unwrap();
+        let some = journal.intend_all(vec![dir("/b"), dir("/c"), dir("/d")]).unwrap();
+        journal.intend(dir("/e")).unwrap();
+        journal.release_all(&some[..2]).unwrap();
+        drop(journal);
+        let again = Journal::open(&path).unwrap();
+        let held: Vec<_> = again.held().into_iter().map(|(_, r)| r).collect();
+        assert_eq!(held, vec![dir("/e"), dir("/d"), dir("/a")]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod recover;
 pub mod saved;
 pub mod share;
 mod side;
+pub mod size;
 pub mod world;
 
 pub use command::{Command, Notice, Reply, StdioSet};

@@ -55,6 +55,19 @@ pub struct GuestPorts<'a> {
     pub deadline: Duration,
 }
 
+/// A bind mount to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Bind<'a> {
+    /// Host path; links are followed.
+    pub source: &'a Path,
+    /// Mount point, below `share`.
+    pub target: &'a Path,
+    /// Mounts below the source come along, but for those of the share itself.
+    pub recursive: bool,
+    /// The sandbox's share; nothing in the directory it lies in may be a source.
+    pub share: &'a Path,
+}
+
 /// Cgroups made for a sandbox.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CgroupMade {
@@ -96,8 +109,10 @@ pub trait Platform: Send + Sync {
     fn mount_namespace(&self) -> io::Result<(u64, u64)>;
     /// Makes `share` a shared mount of its own so that later binds below it reach the daemon.
     fn share_root(&self, share: &Path) -> io::Result<()>;
-    /// Binds `source` (recursively) at `target`, which is made to match it.
-    fn bind(&self, source: &Path, target: &Path) -> io::Result<()>;
+    /// Makes a directory below the share for what the guest makes there: mode 0750, parents included (C-32).
+    fn make_guest_dir(&self, path: &Path) -> io::Result<()>;
+    /// Binds a source into the share; its target is made to match it (M-06).
+    fn bind(&self, bind: Bind<'_>) -> io::Result<()>;
     /// Starts the shared-filesystem daemon.
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>>;
     /// Opens the caller's network namespace, checked to be one and not the host's; `None` in the plan
@@ -109,6 +124,8 @@ pub trait Platform: Send + Sync {
     async fn connect_guest(&self, ports: GuestPorts<'_>) -> Result<Arc<dyn Guest>, GuestError>;
     /// Whether a recorded process still runs.
     fn runs(&self, process: HostProcess) -> bool;
+    /// Waits at most `within` for the end of a process that need not be a child; true when it has ended.
+    async fn ended(&self, process: HostProcess, within: Duration) -> bool;
     /// Watches a daemon that an earlier supervisor started.
     fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>>;
     /// Undoes one acquisition. Something that is not there any more is success. Blocks at most a few

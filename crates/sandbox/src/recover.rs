@@ -48,6 +48,7 @@ impl World {
             }
         };
         self.next_stream = saved.next_stream;
+        self.size = saved.size.unwrap_or(self.size);
         self.cgroup_procs.clone_from(&saved.cgroup_procs);
         self.state = saved.state;
         self.phase = saved.phase;
@@ -59,7 +60,10 @@ impl World {
                 one.init.restore(),
                 one.created_ns,
             );
+            let records = one.execs.values().chain([&one.init]);
+            self.stubs.extend(records.filter_map(|process| process.host));
             container.execs = one.execs.into_iter().map(|(id, p)| (id, p.restore())).collect();
+            container.patched = one.patched;
             self.containers.insert(id, container);
         }
         match self.reconnect(&saved.processes).await {

@@ -5,11 +5,12 @@
 
 use crate::container::{Container, Process};
 use crate::share::Share;
+use crate::size::Size;
 use crate::world::World;
 use bulkhead_model::snapshot::Phase;
 use bulkhead_model::{
     ContainerId, ContainerPlan, ContainerSnapshot, ExecId, ExitStatus, HostProcess, ProcessSnapshot,
-    SandboxId, SandboxSnapshot, State,
+    SandboxId, SandboxSnapshot, State, oci,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,6 +54,9 @@ pub struct SavedContainer {
     pub created_ns: u64,
     /// Its shares.
     pub shares: Vec<Share>,
+    /// The spec the agent got (C-07).
+    #[serde(default)]
+    pub patched: Option<Box<oci::Spec>>,
     /// Its own process.
     pub init: SavedProcess,
     /// Further processes.
@@ -72,6 +76,9 @@ pub struct SavedSandbox {
     pub phase: Phase,
     /// Next stream id.
     pub next_stream: u32,
+    /// Size of the VM; absent means as it booted.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// `cgroup.procs` files its stubs join.
     #[serde(default)]
     pub cgroup_procs: Vec<std::path::PathBuf>,
@@ -135,6 +142,7 @@ impl SavedSandbox {
             state: world.state,
             phase: world.phase,
             next_stream: world.next_stream,
+            size: Some(world.size),
             cgroup_procs: world.cgroup_procs.clone(),
             processes,
             containers: world
@@ -292,6 +300,7 @@ fn save_container(container: &Container) -> SavedContainer {
         state: container.state(),
         created_ns: container.created_ns,
         shares: container.shares.clone(),
+        patched: container.patched.clone(),
         init: save_process(&container.init),
         execs: container
             .execs

@@ -9,10 +9,11 @@
 use crate::boot::{self, Ready, Yard};
 use crate::container::Container;
 use crate::error::SandboxError;
-use crate::journal::{Entry, Journal};
+use crate::journal::{Entry, Journal, Resource};
 use crate::layout::SandboxPaths;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
+use crate::size::Size;
 use bulkhead_model::snapshot::{Counters, Phase};
 use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
 use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
@@ -96,6 +97,10 @@ pub struct World {
     pub containers: BTreeMap<ContainerId, Container>,
     /// Next stdio stream id.
     pub next_stream: StreamId,
+    /// Size of the VM as its guest uses it.
+    pub size: Size,
+    /// Stubs that were attached; some may have ended since.
+    pub stubs: Vec<HostProcess>,
     /// `cgroup.procs` files its stubs join.
     pub cgroup_procs: Vec<std::path::PathBuf>,
     pub(crate) state: State,
@@ -134,6 +139,7 @@ impl World {
             paths: Arc::new(paths.clone()),
         };
         let world = Self {
+            size: Size::at_boot(&plan),
             plan,
             paths,
             platform,
@@ -141,6 +147,7 @@ impl World {
             journal,
             containers: BTreeMap::new(),
             next_stream: 1,
+            stubs: Vec::new(),
             cgroup_procs: Vec::new(),
             state: State::Ready,
             phase: Phase::Planned,
@@ -167,7 +174,7 @@ impl World {
         } = match self.boot_once().await {
             Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
                 tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
-                self.undo_since(&base);
+                self.undo_since(&base).await;
                 self.boot_once().await?
             }
             other => other?,
@@ -191,21 +198,36 @@ impl World {
         boot::boot(yard, &mut self.journal).await
     }
 
-    /// Undoes what was acquired beyond `base`; what sticks stays in the journal.
-    fn undo_since(&mut self, base: &[Entry]) {
+    /// Undoes what was acquired beyond `base`, newest first, every entry; what sticks stays in the journal and is
+    /// returned as text.
+    pub(crate) async fn undo_since(&mut self, base: &[Entry]) -> Vec<String> {
+        let mut failures = Vec::new();
         for (entry, resource) in self.journal.held() {
             if base.contains(&entry) {
                 continue;
             }
-            match self.platform.undo(&resource) {
+            let text = format!("{resource:?}");
+            match self.undo(resource).await {
                 Ok(()) => {
                     if let Err(error) = self.journal.release(entry) {
                         tracing::warn!(%error, "writing the journal");
                     }
                 }
-                Err(error) => tracing::error!(%error, ?resource, "undoing"),
+                Err(error) => {
+                    tracing::error!(%error, resource = text, "undoing");
+                    failures.push(format!("{text}: {error}"));
+                }
             }
         }
+        failures
+    }
+
+    /// Undoes one thing beside this thread: it may take seconds, and readers are to be answered meanwhile.
+    pub(crate) async fn undo(&self, resource: Resource) -> std::io::Result<()> {
+        let platform = Arc::clone(&self.platform);
+        tokio::task::spawn_blocking(move || platform.undo(&resource))
+            .await
+            .map_err(std::io::Error::other)?
     }
 
     /// Adopts running parts and watches them.

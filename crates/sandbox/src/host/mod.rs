@@ -3,6 +3,7 @@
 //! Owns: one thin method for each thing of [`Platform`], on top of `bulkhead-host`. Never: order or journal.
 //! Made by the supervisor, one per sandbox.
 
+mod bind;
 mod console;
 mod daemon;
 mod undo;
@@ -11,13 +12,13 @@ pub use undo::undo;
 
 use crate::journal::Resource;
 use crate::layout::SandboxPaths;
-use crate::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
+use crate::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
 use bulkhead_host::mount::{Propagation, Tree, propagate};
 use bulkhead_host::netns::Netns;
-use bulkhead_host::process::alive;
+use bulkhead_host::process::{alive, wait_gone};
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, NetworkPlan, SandboxPlan};
 use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
@@ -29,7 +30,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Memory the VMM, the daemon and the stub may use beside the guest's, in MiB: QEMU's own heap, its
 /// translation buffer, page tables.
@@ -160,7 +161,7 @@ impl Platform for RealHost {
         };
         let created = cgroup.create().map_err(io::Error::other)?;
         let mut warnings: Vec<String> = created.refusals.iter().map(refusal).collect();
-        let limit = (u64::from(plan.vm.max_memory_mib.max(plan.vm.memory_mib)) + OVERHEAD_MIB) << 20;
+        let limit = (u64::from(plan.vm.memory_mib) + OVERHEAD_MIB) << 20;
         if let Err(refused) = cgroup.set_memory_limit(Some(limit)) {
             warnings.push(refusal(&refused));
         }
@@ -205,26 +206,12 @@ impl Platform for RealHost {
         propagate(share, Propagation::Shared, false).map_err(io::Error::other)
     }
 
-    fn bind(&self, source: &Path, target: &Path) -> io::Result<()> {
-        // M-06: links in the source are followed on the host; the target matches what is found.
-        let resolved = source.canonicalize()?;
-        if resolved.is_dir() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(target)?;
-        } else {
-            if let Some(parent) = target.parent() {
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o755)
-                    .create(parent)?;
-            }
-            std::fs::File::create(target)?;
-        }
-        Tree::bind(&resolved, true)
-            .and_then(|tree| tree.attach_at(target))
-            .map_err(io::Error::other)
+    fn make_guest_dir(&self, path: &Path) -> io::Result<()> {
+        bind::make_guest_dir(path)
+    }
+
+    fn bind(&self, bind: Bind<'_>) -> io::Result<()> {
+        bind::bind(bind)
     }
 
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
@@ -269,6 +256,11 @@ impl Platform for RealHost {
 
     fn runs(&self, process: HostProcess) -> bool {
         alive(process.pid, process.start_time).unwrap_or(false)
+    }
+
+    async fn ended(&self, process: HostProcess, within: Duration) -> bool {
+        let wait = move || wait_gone(process.pid, process.start_time, within).unwrap_or(false);
+        tokio::task::spawn_blocking(wait).await.unwrap_or(false)
     }
 
     fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>> {

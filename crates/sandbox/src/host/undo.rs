@@ -100,9 +100,7 @@ fn remove_cgroups(paths: &[std::path::PathBuf]) -> io::Result<()> {
 fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
     let ours = std::fs::metadata("/proc/self/ns/mnt")?;
     if (ours.dev(), ours.ino()) == namespace {
-        while is_mount_point(path)? {
-            mount::unmount(path).map_err(io::Error::other)?;
-        }
+        unmount_all(path)?;
     }
     // In another namespace it ends with that namespace's last process. The empty mount point goes here.
     let removed = match std::fs::symlink_metadata(path) {
@@ -123,9 +121,20 @@ fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
     }
 }
 
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let all = mount::read(None).map_err(io::Error::other)?;
-    Ok(all.iter().any(|mount| mount.target == path))
+/// Takes away every mount at `path`, the topmost first. The kernel is asked, not the mount table: that is as
+/// long as there are mounts. A busy one is detached and goes when its last user lets go.
+fn unmount_all(path: &Path) -> io::Result<()> {
+    use nix::errno::Errno;
+    use nix::mount::{MntFlags, umount2};
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    loop {
+        match umount2(path, flags) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY) if !flags.contains(MntFlags::MNT_DETACH) => flags |= MntFlags::MNT_DETACH,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 /// Removes a directory of ours; refuses while anything is mounted at or below it, since that would remove

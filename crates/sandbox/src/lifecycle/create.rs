@@ -3,12 +3,15 @@
 use crate::command::StdioSet;
 use crate::container::{Container, Notices, Process};
 use crate::error::SandboxError;
-use crate::journal::Resource;
-use crate::share::{self, Share};
+use crate::share;
+use crate::size::Surplus;
 use crate::world::World;
 use bulkhead_model::{ContainerId, ContainerPlan, HostProcess, ProcessKey};
 use bulkhead_protocol::{GuestContainer, GuestStdio};
 use std::os::fd::OwnedFd;
+
+/// From this many on, stubs that have ended are forgotten before another is noted.
+const MANY_STUBS: usize = 64;
 
 /// A stub that reported for duty.
 #[derive(Debug)]
@@ -45,18 +48,21 @@ impl World {
         let live = self.live()?;
         let platform = std::sync::Arc::clone(&self.platform);
         let mut failed_random = None;
-        let shares = share::plan(&plan, self.plan.shm_bytes, || {
+        let random = || {
             random_hex(platform.as_ref()).unwrap_or_else(|e| {
                 failed_random = Some(e);
                 String::new()
             })
-        })?;
+        };
+        let shares = share::plan(&plan, &self.plan, random, share::volume::classify)?;
         if let Some(source) = failed_random {
             return Err(SandboxError::host("reading", "/dev/urandom", source));
         }
-        for one in &shares.shares {
-            self.bind_share(&plan.id, one)?;
+        for source in &shares.ignored {
+            tracing::warn!(source = %source.display(), container = %plan.id, "not shared: no shared file system");
         }
+        self.bind_shares(&plan.id, &shares.shares).await?;
+        self.fit(Some((&plan.id, plan.share)), Surplus::Keep).await?;
         let key = ProcessKey {
             container: plan.id.clone(),
             exec: None,
@@ -70,17 +76,18 @@ impl World {
                 path: None,
                 source: e.into(),
             })?,
+            storages: shares.storages(),
             rootfs: shares.rootfs,
-            storages: Vec::new(),
             stdio: init.stdio,
             no_pivot: plan.no_pivot,
             no_new_keyring: plan.no_new_keyring,
             seccomp: self.plan.guest_seccomp,
-            pipe_bytes: 0,
+            pipe_bytes: self.plan.agent.container_pipe_bytes,
         };
         init.guest_pid = Some(live.guest.create_container(container).await?);
         let stdio = init.stdio;
-        let container = Container::new(plan, shares.shares, init, self.platform.now_ns());
+        let mut container = Container::new(plan, shares.shares, init, self.platform.now_ns());
+        container.patched = Some(Box::new(shares.spec));
         self.containers.insert(key.container.clone(), container);
         self.watch(key, stdio)?;
         self.save()?;
@@ -103,50 +110,12 @@ impl World {
                 }
             }
         }
-        self.unshare(id);
+        if let Err(error) = self.unshare(id).await {
+            tracing::warn!(%error, container = %id, "rollback: unmounting; the sandbox's end tries again");
+        }
+        self.fit_logged().await;
         self.save_logged();
         self.publish();
-    }
-
-    /// Takes a container's files out of the share: every mount is tried; the first failure is returned as
-    /// text for the log only, since a mount that stays is caught by the sandbox's end.
-    pub(crate) fn unshare(&mut self, id: &ContainerId) -> bool {
-        let mut clean = true;
-        for (entry, resource) in self.journal.held() {
-            if !resource.belongs_to(id) {
-                continue;
-            }
-            match self.platform.undo(&resource) {
-                Ok(()) => {
-                    if let Err(error) = self.journal.release(entry) {
-                        tracing::error!(%error, "writing the journal");
-                    }
-                }
-                Err(error) => {
-                    clean = false;
-                    tracing::error!(%error, ?resource, container = %id, "undoing");
-                }
-            }
-        }
-        clean
-    }
-
-    fn bind_share(&mut self, id: &ContainerId, share: &Share) -> Result<(), SandboxError> {
-        let target = self.paths.share().join(&share.name);
-        let namespace = self
-            .platform
-            .mount_namespace()
-            .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
-        self.journal
-            .intend(Resource::Mount {
-                path: target.clone(),
-                namespace,
-                container: Some(id.clone()),
-            })
-            .map_err(|e| SandboxError::host("writing the journal", self.paths.journal(), e))?;
-        self.platform
-            .bind(&share.source, &target)
-            .map_err(|e| SandboxError::host("sharing with the guest", &share.source, e))
     }
 
     /// Gives a process its streams and connects them to the stub's descriptors.
@@ -167,6 +136,10 @@ impl World {
             notices,
         } = attachment;
         process.host = Some(stub);
+        if self.stubs.len() >= MANY_STUBS {
+            self.stubs.retain(|stub| self.platform.runs(*stub));
+        }
+        self.stubs.push(stub);
         for warning in self.platform.join_cgroup(&self.cgroup_procs, stub) {
             tracing::warn!(%warning, "the stub could not join a cgroup");
         }

@@ -5,11 +5,14 @@ use crate::journal::Resource;
 use crate::map::ContainerMap;
 use crate::world::World;
 use bulkhead_model::snapshot::Phase;
-use bulkhead_model::{ContainerId, State};
-use std::time::Duration;
+use bulkhead_model::{ContainerId, HostProcess, State};
+use std::time::{Duration, Instant};
 
 /// How long the guest may take to flush its file systems before the VM is ended.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long stubs may take to exit with the status they were told.
+const STUB_DEADLINE: Duration = Duration::from_secs(5);
 
 impl World {
     /// Removes a container; ready or stopped only, unless `force`. Tells whether it was the last one or the
@@ -35,13 +38,16 @@ impl World {
             {
                 tracing::warn!(%error, container = %id, "delete: the agent");
             }
-            self.unshare(id);
+            if let Err(error) = self.unshare(id).await {
+                tracing::warn!(%error, container = %id, "delete: unmounting; the sandbox's end tries again");
+            }
         }
         // The end of the sandbox ends every process with its VM.
         if ends_sandbox {
             return Ok(true);
         }
         self.containers.remove(id);
+        self.fit_logged().await;
         self.forget_mapping(id);
         self.save()?;
         self.publish();
@@ -64,34 +70,52 @@ impl World {
         self.all_exited();
         self.phase = Phase::Gone;
         self.publish();
-        let mut failures = Vec::new();
-        for (entry, resource) in self.journal.held() {
-            match self.platform.undo(&resource) {
-                Ok(()) => {
-                    if let Err(error) = self.journal.release(entry) {
-                        tracing::warn!(%error, "writing the journal");
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, ?resource, "undoing");
-                    failures.push(format!("{resource:?}: {error}"));
-                }
-            }
-        }
+        self.end_stubs().await;
+        let mut failures = self.undo_since(&[]).await;
         if failures.is_empty() {
             let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
             for id in &ids {
                 self.forget_mapping(id);
             }
             // Last: from here on the id is free.
-            if let Err(error) = self.platform.undo(&Resource::Directory {
+            let state = Resource::Directory {
                 path: self.paths.dir.clone(),
-            }) {
+            };
+            if let Err(error) = self.undo(state).await {
                 failures.push(format!("{}: {error}", self.paths.dir.display()));
             }
         }
         self.containers.clear();
         failures
+    }
+
+    /// Waits for the stubs that were told of their process's end, then ends those that are still there: a
+    /// cgroup goes only when it is empty.
+    async fn end_stubs(&mut self) {
+        let told: Vec<HostProcess> = self
+            .containers
+            .values()
+            .flat_map(|container| container.execs.values().chain([&container.init]))
+            .filter_map(|process| process.host)
+            .collect();
+        let end = Instant::now() + STUB_DEADLINE;
+        for stub in std::mem::take(&mut self.stubs) {
+            if told.contains(&stub)
+                && self
+                    .platform
+                    .ended(stub, end.saturating_duration_since(Instant::now()))
+                    .await
+            {
+                continue;
+            }
+            let stub = Resource::Process {
+                role: "stub".into(),
+                process: Some(stub),
+            };
+            if let Err(error) = self.undo(stub).await {
+                tracing::error!(%error, "ending a stub");
+            }
+        }
     }
 
     fn forget_mapping(&self, id: &ContainerId) {

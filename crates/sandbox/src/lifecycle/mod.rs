@@ -11,6 +11,7 @@ mod create;
 mod delete;
 mod exec;
 mod freeze;
+mod sharing;
 mod start;
 mod stop;
 mod update;

@@ -1,15 +1,22 @@
 //! update (C-20).
+//!
+//! ```text
+//!  merge into the stored resources ─► size of the VM ─► agent ─► save
+//!         └── a failure of either puts the stored resources and the size back
+//! ```
 
 use crate::error::SandboxError;
-use crate::world::World;
-use bulkhead_model::{ContainerId, State, oci};
+use crate::size::Surplus;
+use crate::world::{Live, World};
+use bulkhead_model::{ContainerId, Share, State, oci};
 
 impl World {
-    /// Changes a container's limits: what is given is merged into the stored resources, then the agent
-    /// applies it. CPU and node numbers of the host are kept from the guest.
+    /// Changes a container's limits: what is given is merged into the stored resources, the VM is given the
+    /// size they ask for, then the agent applies what was given. CPU and node numbers of the host are kept from
+    /// the guest. The vanilla spec stays as it is (C-07).
     ///
     /// # Errors
-    /// State errors, the agent's.
+    /// State errors, a memory limit below what is in use, the VMM's, the agent's; nothing has changed then.
     pub async fn update(
         &mut self,
         id: &ContainerId,
@@ -25,6 +32,9 @@ impl World {
                 expected: "created or running",
             });
         }
+        let before = container.plan.share;
+        let stored = merged(&container.plan.resources, resources);
+        let share = share_of(&stored);
         let mut sent = resources.clone();
         if let Some(cpu) = sent.cpu_mut() {
             cpu.set_cpus(None);
@@ -35,20 +45,60 @@ impl World {
             path: None,
             source: e.into(),
         })?;
-        live.guest.update(id, json).await?;
-        merge(self.container_mut(id)?, resources);
+        let limit = resources.memory().as_ref().and_then(oci::LinuxMemory::limit);
+        check_use(&live, id, limit).await?;
+        let surplus = if share.memory_bytes < before.memory_bytes {
+            Surplus::Return
+        } else {
+            Surplus::Keep
+        };
+        self.fit(Some((id, share)), surplus).await?;
+        if let Err(error) = live.guest.update(id, json).await {
+            if let Err(back) = self.fit(None, Surplus::Return).await {
+                tracing::warn!(error = %back, "giving the VM its former size");
+            }
+            return Err(error.into());
+        }
+        let container = self.container_mut(id)?;
+        container.plan.resources = stored;
+        container.plan.share = share;
         self.save()?;
         self.publish();
         Ok(())
     }
 }
 
-/// Non-zero period and quota, non-empty cpus and mems, and a given memory limit (0 and −1 too).
-fn merge(container: &mut crate::container::Container, new: &oci::LinuxResources) {
-    let Some(linux) = container.plan.spec.linux_mut() else {
-        return;
+/// Below what is in use, and cannot be taken back from caches, the kernel would kill to make it fit.
+async fn check_use(live: &Live, id: &ContainerId, limit: Option<i64>) -> Result<(), SandboxError> {
+    let Some(limit) = limit
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0)
+    else {
+        return Ok(());
     };
-    let mut stored = linux.resources().clone().unwrap_or_default();
+    let memory = live.guest.stats(id).await?.cgroup_stats.memory_stats;
+    let held = memory.usage.usage.saturating_sub(memory.cache);
+    if held <= limit {
+        return Ok(());
+    }
+    Err(SandboxError::BelowUse {
+        limit_bytes: limit,
+        held_bytes: held,
+    })
+}
+
+fn share_of(resources: &oci::LinuxResources) -> Share {
+    let cpu = resources.cpu().as_ref();
+    Share::of(
+        cpu.and_then(oci::LinuxCpu::quota),
+        cpu.and_then(oci::LinuxCpu::period),
+        resources.memory().as_ref().and_then(oci::LinuxMemory::limit),
+    )
+}
+
+/// Non-zero period and quota, non-empty cpus and mems, and a given memory limit (0 and −1 too).
+fn merged(stored: &oci::LinuxResources, new: &oci::LinuxResources) -> oci::LinuxResources {
+    let mut stored = stored.clone();
     if let Some(cpu) = new.cpu() {
         let mut merged = stored.cpu().clone().unwrap_or_default();
         if let Some(period) = cpu.period().filter(|p| *p != 0) {
@@ -70,5 +120,48 @@ fn merge(container: &mut crate::container::Container, new: &oci::LinuxResources)
         merged.set_limit(Some(limit));
         stored.set_memory(Some(merged));
     }
-    linux.set_resources(Some(stored));
+    stored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn resources(json: serde_json::Value) -> oci::LinuxResources {
+        serde_json::from_value(json).unwrap()
+    }
+
+    /// C-20: what is merged, and what is left as it was.
+    #[test]
+    fn c20_merging() {
+        let stored = resources(json!({
+            "cpu": {"quota": 100, "period": 1000, "cpus": "0", "mems": "0", "shares": 5},
+            "memory": {"limit": 7, "swap": 9},
+            "pids": {"limit": 3}
+        }));
+        let new = resources(json!({
+            "cpu": {"quota": 0, "period": 2000, "cpus": "", "mems": "1", "shares": 6},
+            "memory": {"limit": -1, "swap": 11},
+            "pids": {"limit": 4}
+        }));
+        let expected = resources(json!({
+            "cpu": {"quota": 100, "period": 2000, "cpus": "0", "mems": "1", "shares": 5},
+            "memory": {"limit": -1, "swap": 9},
+            "pids": {"limit": 3}
+        }));
+        assert_eq!(merged(&stored, &new), expected);
+        let zero = resources(json!({"memory": {"limit": 0}}));
+        assert_eq!(merged(&stored, &zero).memory().unwrap().limit(), Some(0));
+        assert_eq!(merged(&stored, &resources(json!({}))), stored);
+    }
+
+    /// C-24: the share of merged resources.
+    #[test]
+    fn c24_share_of_resources() {
+        let share = share_of(&resources(json!({
+            "cpu": {"quota": 150_000, "period": 100_000}, "memory": {"limit": 1 << 20}
+        })));
+        assert_eq!((share.vcpus, share.memory_bytes), (2, 1 << 20));
+    }
 }

@@ -15,7 +15,7 @@ use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
-use bulkhead_sandbox::platform::{CgroupMade, Daemon, FsdLaunch, GuestPorts};
+use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
     StdioSet, World,
@@ -211,8 +211,12 @@ impl Platform for FakeHost {
         self.ledger.mounts.lock().unwrap().insert(share.to_owned());
         self.faults.step("share_root")
     }
-    fn bind(&self, _: &Path, target: &Path) -> io::Result<()> {
-        self.ledger.mounts.lock().unwrap().insert(target.to_owned());
+    fn make_guest_dir(&self, path: &Path) -> io::Result<()> {
+        self.faults.step("make_guest_dir")?;
+        std::fs::create_dir_all(path)
+    }
+    fn bind(&self, bind: Bind<'_>) -> io::Result<()> {
+        self.ledger.mounts.lock().unwrap().insert(bind.target.to_owned());
         self.faults.step("bind")
     }
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
