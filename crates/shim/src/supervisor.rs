@@ -108,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(8)
+        .max_blocking_threads(16)
         .build()
         .map_err(|e| fail("starting its runtime", e))?;
     let failures = runtime.block_on(supervise(arguments, plan, paths))?;
