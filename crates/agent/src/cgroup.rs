@@ -253,7 +253,11 @@ impl Cgroup {
     /// [`CgroupError::File`], [`CgroupError::Deadline`].
     pub(crate) fn kill(&self, deadline: Duration) -> Result<(), CgroupError> {
         let path = self.path.join("cgroup.kill");
-        fs::write(&path, "1").map_err(file_error(&path))?;
+        match fs::write(&path, "1") {
+            // The whole group is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(file_error(&path))?,
+        }
         self.wait_for("populated 0", "empty", deadline)
     }
 

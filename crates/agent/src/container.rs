@@ -10,7 +10,7 @@
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::engine::{Blueprint, Handle};
 use crate::guest::Services;
-use crate::launch::{ExecOrder, Refusal};
+use crate::launch::{ExecOrder, Refusal, UserMaps};
 use crate::process::Process;
 use crate::spec::{self, Facts, Rewritten};
 use crate::stdio::{self, Ends, Streams};
@@ -39,6 +39,7 @@ pub(crate) struct Container {
     devices: Vec<LinuxDevice>,
     seccomp: Option<LinuxSeccomp>,
     capabilities: LinuxCapabilities,
+    users: Option<UserMaps>,
     pipe_bytes: u32,
     storages: Vec<String>,
 }
@@ -148,6 +149,7 @@ impl Container {
             message: error.to_string(),
         })?;
         apply_sysctls(&rewritten)?;
+        apply_swappiness(&rewritten.resources)?;
         let cgroup = Arc::new(Cgroup::create(id).map_err(|error| cgroup_refusal(&error))?);
         undo.cgroup = Some(cgroup.clone());
         for line in cgroup
@@ -163,6 +165,7 @@ impl Container {
         let blueprint = Blueprint {
             id: id.to_owned(),
             spec: rewritten.spec,
+            users: rewritten.users.clone(),
             no_pivot: request.no_pivot,
             no_new_keyring: request.no_new_keyring,
         };
@@ -170,7 +173,7 @@ impl Container {
             .spec
             .process()
             .as_ref()
-            .map_or((0, 0), |process| (process.user().uid(), process.user().gid()));
+            .map_or((0, 0), |process| owner(process, blueprint.users.as_ref()));
         let engine = services.engine.as_ref();
         let (handle, init) = launch(services, &stdio, owner, request.pipe_bytes, &cgroup, |child| {
             let (handle, launched) = engine.create(&blueprint, child)?;
@@ -197,6 +200,7 @@ impl Container {
             devices: rewritten.devices,
             seccomp: rewritten.seccomp,
             capabilities: rewritten.capabilities,
+            users: rewritten.users,
             pipe_bytes: request.pipe_bytes,
             storages: std::mem::take(&mut undo.storages),
         })
@@ -276,7 +280,7 @@ impl Container {
         }
         process.set_terminal(Some(stdio.terminal));
         spec::adapt_process(&mut process);
-        let owner = (process.user().uid(), process.user().gid());
+        let owner = owner(&process, self.users.as_ref());
         let order = ExecOrder {
             target: self.init.pid,
             cgroup: self.cgroup.path().to_owned(),
@@ -354,6 +358,7 @@ impl Container {
     pub(crate) fn update(&self, services: &Services, resources: &[u8]) -> Result<(), Refusal> {
         let resources: LinuxResources =
             serde_json::from_slice(resources).map_err(|error| invalid("resources", &error))?;
+        apply_swappiness(&resources)?;
         for line in self
             .cgroup
             .apply(&resources)
@@ -425,6 +430,33 @@ impl Container {
             services.events.log("debug", format!("drop_caches: {error}"));
         }
         Ok(())
+    }
+}
+
+/// cgroup v2 has no swappiness of its own; a sandbox's containers share their VM's.
+fn apply_swappiness(resources: &LinuxResources) -> Result<(), Refusal> {
+    let Some(swappiness) = resources.memory().as_ref().and_then(oci::LinuxMemory::swappiness) else {
+        return Ok(());
+    };
+    if swappiness > 200 {
+        return Err(Refusal {
+            kind: FailureKind::InvalidArgument,
+            message: format!("memory swappiness {swappiness}: expected 0 to 200"),
+        });
+    }
+    fs::write("/proc/sys/vm/swappiness", swappiness.to_string())
+        .map_err(|error| Refusal::internal("setting swappiness", &error))
+}
+
+/// User and group id of `process` as the agent sees them.
+fn owner(process: &oci::Process, users: Option<&UserMaps>) -> (u32, u32) {
+    let (uid, gid) = (process.user().uid(), process.user().gid());
+    match users {
+        Some(maps) => (
+            UserMaps::outside(&maps.uids, uid),
+            UserMaps::outside(&maps.gids, gid),
+        ),
+        None => (uid, gid),
     }
 }
 

@@ -7,8 +7,8 @@
 //! Owns: the trait and its first implementation, by `libcontainer` in workers of the fork server. Signals, limits,
 //! freezing, statistics and waiting need only the cgroup and the pid and are not part of it.
 
-use crate::launch::{CreateOrder, ExecOrder, Launched, Launcher, Order, Refusal};
-use bulkhead_model::oci::Spec;
+use crate::launch::{CreateOrder, ExecOrder, Launched, Launcher, Order, Refusal, UserMaps};
+use bulkhead_model::oci::{LinuxNamespaceType, Spec};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -23,6 +23,8 @@ pub(crate) struct Blueprint {
     pub(crate) id: String,
     /// The rewritten spec.
     pub(crate) spec: Spec,
+    /// Maps of the user namespace to make; the spec then has one without a path.
+    pub(crate) users: Option<UserMaps>,
     /// `MS_MOVE` in place of `pivot_root`.
     pub(crate) no_pivot: bool,
     /// Keep the session keyring.
@@ -55,6 +57,17 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Drops what is kept about a container whose processes are gone. Unknown is fine.
     fn forget(&self, container: &Handle);
+}
+
+fn name_user_namespace(spec: &mut Spec, file: &Path) {
+    let Some(linux) = spec.linux_mut() else { return };
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    for namespace in &mut namespaces {
+        if namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none() {
+            namespace.set_path(Some(file.to_owned()));
+        }
+    }
+    linux.set_namespaces(Some(namespaces));
 }
 
 /// `libcontainer`, one worker process per call.
@@ -90,10 +103,15 @@ impl Engine for Library {
         // A number, not the id: socket paths below the state directory must stay short (unix(7): 107 bytes).
         let handle = Handle(self.count.fetch_add(1, Ordering::Relaxed).to_string());
         let bundle = self.bundle(&handle);
+        let users = blueprint.users.clone().map(|maps| (maps, bundle.join("users")));
+        let mut spec = blueprint.spec.clone();
+        if let Some((_, file)) = &users {
+            name_user_namespace(&mut spec, file);
+        }
         let write = || -> io::Result<()> {
             fs::create_dir_all(&bundle)?;
             fs::create_dir_all(self.state())?;
-            fs::write(bundle.join("config.json"), serde_json::to_vec(&blueprint.spec)?)
+            fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)
         };
         write().map_err(|error| Refusal::internal("writing the bundle", &error))?;
         let order = Order::Create(CreateOrder {
@@ -102,6 +120,7 @@ impl Engine for Library {
             state: self.state(),
             no_pivot: blueprint.no_pivot,
             keyring: (!blueprint.no_new_keyring).then(|| format!("_ses.{}", blueprint.id)),
+            users,
             terminal: stdio.is_empty(),
         });
         match self.launcher.launch(&order, &stdio) {

@@ -117,6 +117,21 @@ pub(crate) fn make_directory(path: &Path) -> Result<OwnedFd, PathError> {
     Ok(at)
 }
 
+/// Opens `rest` below the directory `base`, through no link.
+///
+/// # Errors
+/// The kernel's: `ELOOP` for a link, `EXDEV` for a way out.
+pub(crate) fn open_below(base: &OwnedFd, rest: &Path, flags: OFlag) -> std::io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        );
+    Ok(openat2(base, rest, how)?)
+}
+
 /// A name for an open descriptor that the kernel resolves to exactly that file.
 #[must_use]
 pub(crate) fn handle(fd: &OwnedFd) -> PathBuf {

@@ -7,10 +7,11 @@
 //! Owns: what is taken out (hooks, network namespace, cgroup path, limits, labels of security modules the guest
 //! does not have) and what is checked. Never: I/O. Called by container creation.
 
+use crate::launch::{IdMap, UserMaps};
 use crate::paths;
 use bulkhead_model::oci::{
-    Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+    Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespace,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,8 @@ pub(crate) struct Rewritten {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     /// What an exec without capabilities of its own gets.
     pub(crate) capabilities: LinuxCapabilities,
+    /// Maps of the user namespace to be made.
+    pub(crate) users: Option<UserMaps>,
     /// Settings of the VM's network, which the container shares.
     pub(crate) sysctls: Vec<(String, String)>,
 }
@@ -105,12 +108,10 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
         refuse_notify(filter)?;
     }
     let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default(), facts.first);
-    if namespaces.iter().any(|ns| ns.typ() == LinuxNamespaceType::User) {
-        return Err(SpecError::Unsupported {
-            what: "a user namespace",
-            why: "the container engine in the guest cannot make one",
-        });
-    }
+    let new_users = namespaces
+        .iter()
+        .any(|ns| ns.typ() == LinuxNamespaceType::User && ns.path().is_none());
+    let users = if new_users { Some(user_maps(&linux)?) } else { None };
     let own_names = namespaces
         .iter()
         .any(|ns| ns.typ() == LinuxNamespaceType::Uts && ns.path().is_none());
@@ -137,13 +138,14 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
         .set_uid_mappings(None)
         .set_gid_mappings(None);
     spec.set_linux(Some(linux));
-    mounts(&mut spec, facts)?;
+    mounts(&mut spec, facts, users.is_some())?;
     Ok(Rewritten {
         rules: resources.devices().clone().unwrap_or_default(),
         resources,
         devices,
         seccomp,
         capabilities,
+        users,
         sysctls: network,
         spec,
     })
@@ -182,6 +184,28 @@ fn bare_linux() -> Linux {
         .set_readonly_paths(None)
         .set_resources(None);
     linux
+}
+
+fn user_maps(linux: &Linux) -> Result<UserMaps, SpecError> {
+    let convert = |list: &Option<Vec<LinuxIdMapping>>, section| {
+        let ranges: Vec<IdMap> = list
+            .iter()
+            .flatten()
+            .map(|range| IdMap {
+                inside: range.container_id(),
+                outside: range.host_id(),
+                count: range.size(),
+            })
+            .collect();
+        if ranges.is_empty() {
+            return Err(SpecError::Missing { section });
+        }
+        Ok(ranges)
+    };
+    Ok(UserMaps {
+        uids: convert(linux.uid_mappings(), "linux.uidMappings")?,
+        gids: convert(linux.gid_mappings(), "linux.gidMappings")?,
+    })
 }
 
 fn refuse_notify(filter: &LinuxSeccomp) -> Result<(), SpecError> {
@@ -232,11 +256,20 @@ fn namespaces(given: &[LinuxNamespace], first: Option<i32>) -> Vec<LinuxNamespac
     all
 }
 
-fn mounts(spec: &mut Spec, facts: &Facts) -> Result<(), SpecError> {
+fn mounts(spec: &mut Spec, facts: &Facts, users: bool) -> Result<(), SpecError> {
     let Some(mounts) = spec.mounts_mut() else {
         return Ok(());
     };
     for mount in mounts {
+        if users && mount.typ().as_deref() == Some("sysfs") {
+            // Only the owner of the network namespace, which is the VM's, may mount a new one.
+            mount
+                .set_typ(Some("bind".to_owned()))
+                .set_source(Some(PathBuf::from("/sys")));
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.push("rbind".to_owned());
+            mount.set_options(Some(options));
+        }
         let options = mount.options().clone().unwrap_or_default();
         let is_bind = mount.typ().as_deref() == Some("bind")
             || options.iter().any(|option| option == "bind" || option == "rbind");

@@ -6,6 +6,7 @@
 mod blocks;
 mod mounted;
 mod options;
+mod watchable;
 
 pub(crate) use mounted::Storages;
 

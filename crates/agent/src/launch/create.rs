@@ -5,6 +5,8 @@
 
 use super::order::{CreateOrder, Launched, Refusal};
 use super::server::three;
+use super::userns::UserNamespace;
+use super::verdict::{self, Verdict};
 use crate::program::{Program, ProgramError};
 use crate::sys::{keyring, rights, signals};
 use bulkhead_model::FailureKind;
@@ -14,15 +16,14 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::io::{PipeWriter, Read, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
 
 /// Runs as the container's own process, inside it.
 #[derive(Clone)]
 struct OwnProcess {
-    verdict: Arc<PipeWriter>,
+    verdict: Verdict,
 }
 
 impl OwnProcess {
@@ -34,19 +35,14 @@ impl OwnProcess {
 
 impl Executor for OwnProcess {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        match self.program(spec) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let refusal = Refusal {
-                    kind: error.kind(),
-                    message: error.to_string(),
-                };
-                let text = serde_json::to_vec(&refusal).unwrap_or_default();
-                // The library's own message is the fallback.
-                let _ = (&*self.verdict).write_all(&text);
-                Err(ExecutorValidationError::ArgValidationError(refusal.message))
-            }
-        }
+        self.program(spec).map(drop).map_err(|error| {
+            let message = error.to_string();
+            self.verdict.program(Refusal {
+                kind: error.kind(),
+                message: message.clone(),
+            });
+            ExecutorValidationError::ArgValidationError(message)
+        })
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -79,14 +75,19 @@ pub(super) fn run(order: &CreateOrder, descriptors: Vec<OwnedFd>) -> Result<Laun
         // A kernel without keyrings runs containers too.
         let _ = keyring::join_new_session(&name);
     }
-    let (mut verdict, writer) = std::io::pipe().map_err(trouble("pipe"))?;
+    let _users = match &order.users {
+        Some((maps, file)) => Some(
+            UserNamespace::make(file, &maps.uids, &maps.gids)
+                .map_err(trouble("making the user namespace"))?,
+        ),
+        None => None,
+    };
+    let (reasons, verdict) = verdict::channel().map_err(trouble("pipe"))?;
     let library = |error: &dyn std::error::Error| Refusal::internal("container setup", error);
     let mut builder = ContainerBuilder::new(order.name.clone(), SyscallType::default())
         .with_root_path(&order.state)
         .map_err(|error| library(&error))?
-        .with_executor(OwnProcess {
-            verdict: Arc::new(writer),
-        });
+        .with_executor(OwnProcess { verdict });
     let mut console = None;
     if order.terminal {
         let path = order.bundle.join("console.sock");
@@ -104,12 +105,7 @@ pub(super) fn run(order: &CreateOrder, descriptors: Vec<OwnedFd>) -> Result<Laun
         .build();
     let container = match built {
         Ok(container) => container,
-        Err(error) => {
-            // The writers are gone with the builder and the process that failed.
-            let mut text = Vec::new();
-            let _ = verdict.read_to_end(&mut text);
-            return Err(serde_json::from_slice(&text).unwrap_or_else(|_| library(&error)));
-        }
+        Err(error) => return Err(reasons.first().unwrap_or_else(|| library(&error))),
     };
     let pid = container.pid().ok_or_else(|| Refusal {
         kind: FailureKind::Internal,

@@ -18,6 +18,8 @@ mod exec;
 mod launcher;
 mod order;
 mod server;
+mod userns;
+mod verdict;
 
 pub(crate) use launcher::Launcher;
-pub(crate) use order::{CreateOrder, ExecOrder, Launched, Order, Refusal};
+pub(crate) use order::{CreateOrder, ExecOrder, IdMap, Launched, Order, Refusal, UserMaps};

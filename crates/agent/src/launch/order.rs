@@ -6,6 +6,35 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+/// One range of a user namespace's map (user_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    /// First id inside.
+    pub(crate) inside: u32,
+    /// First id outside.
+    pub(crate) outside: u32,
+    /// How many.
+    pub(crate) count: u32,
+}
+
+/// A user namespace to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UserMaps {
+    /// Of user ids.
+    pub(crate) uids: Vec<IdMap>,
+    /// Of group ids.
+    pub(crate) gids: Vec<IdMap>,
+}
+
+impl UserMaps {
+    /// What `id` inside is outside; itself where no range has it.
+    pub(crate) fn outside(map: &[IdMap], id: u32) -> u32 {
+        map.iter()
+            .find(|range| id >= range.inside && id - range.inside < range.count)
+            .map_or(id, |range| range.outside.saturating_add(id - range.inside))
+    }
+}
+
 /// Make a container; its process waits for its start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct CreateOrder {
@@ -19,6 +48,8 @@ pub(crate) struct CreateOrder {
     pub(crate) no_pivot: bool,
     /// Name of the session keyring to make, if one is to be made.
     pub(crate) keyring: Option<String>,
+    /// The user namespace to make, and the file the spec names it by.
+    pub(crate) users: Option<(UserMaps, PathBuf)>,
     /// It gets a terminal: the reply carries its master; else three descriptors come with the order.
     pub(crate) terminal: bool,
 }

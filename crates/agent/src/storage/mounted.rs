@@ -1,6 +1,7 @@
 //! The table of mounts and the drivers that make them.
 
 use super::options::{Options, parse};
+use super::watchable::Watchables;
 use super::{StorageError, blocks};
 use crate::modules::Modules;
 use crate::paths::{self, PathError};
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Storages {
     modules: Arc<Modules>,
     table: Mutex<BTreeMap<String, Entry>>,
+    watchables: Watchables,
 }
 
 #[derive(Debug)]
@@ -38,6 +40,7 @@ impl Storages {
         Self {
             modules,
             table: Mutex::default(),
+            watchables: Watchables::default(),
         }
     }
 
@@ -76,6 +79,7 @@ impl Storages {
             return Ok(());
         }
         table.remove(mount_point);
+        self.watchables.remove(mount_point);
         // By its name: it was made link by link when it was mounted, and only the agent writes there.
         match umount2(mount_point, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(nix::errno::Errno::EINVAL) => {
@@ -111,8 +115,8 @@ impl Storages {
                 self.modules.load_if_there("overlay")?;
                 overlay(point, &storage.options)
             }
-            // The content is copied and kept up to date by `watchable`; until then it is a plain bind.
-            "bind" | "watchable-bind" => {
+            "watchable-bind" => self.watchable(storage, point),
+            "bind" => {
                 flags |= MsFlags::MS_BIND;
                 bind(Path::new(&storage.source), point, flags)
             }
@@ -120,6 +124,24 @@ impl Storages {
                 driver: other.to_owned(),
             }),
         }
+    }
+}
+
+impl Storages {
+    /// A single file cannot be watched across the share either, but has no `..data` to follow: it is bound.
+    fn watchable(&self, storage: &Storage, point: &Path) -> Result<(), StorageError> {
+        let from = paths::open(Path::new(&storage.source))?;
+        if !paths::is_directory(&from) {
+            return bind(Path::new(&storage.source), point, MsFlags::MS_BIND);
+        }
+        let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        at(point, "watchable", "tmpfs", safe, "mode=0755")?;
+        // The mount is the agent's own: its name is safe from here on.
+        let added = self.watchables.add(&storage.mount_point, from, point.to_owned());
+        added.map_err(|error| {
+            let _ = umount2(point, MntFlags::UMOUNT_NOFOLLOW);
+            failed("copying", &storage.source)(error)
+        })
     }
 }
 

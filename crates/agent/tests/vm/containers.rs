@@ -393,6 +393,118 @@ async fn the_runtime_spec_holds_in_the_guest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a VM"]
+async fn a_user_namespace_maps_ids() {
+    let machine = Machine::boot().await;
+    let mut spec = spec(&["sh", "-c", "id -u; cat /proc/self/uid_map; sleep 1000"]);
+    // The disk's files are root's; only what any user may do is done here.
+    spec["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let (stdio, output) = machine.collect();
+    machine.ok(machine.create("c1", &spec, stdio).await);
+    machine.ok(machine.guest.start_container(&container("c1")).await);
+    let show = process(&[
+        "sh",
+        "-c",
+        "id -u; readlink /proc/self/ns/user; readlink /proc/1/ns/user; echo x > /dev/stdout",
+    ]);
+    let (exit, stdout, stderr) = machine.exec("c1", "e1", &show).await;
+    assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!((lines[0], lines[3]), ("0", "x"));
+    assert_eq!(lines[1], lines[2]);
+    let processes = machine.ok(machine.guest.processes(&container("c1")).await);
+    assert!(
+        processes.iter().all(|process| process.uid == 100_000),
+        "{processes:?}"
+    );
+    machine.ok(machine.guest.remove_container(&container("c1")).await);
+    let stdout = output.stdout.join().unwrap();
+    let words: Vec<&str> = stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "65536"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
+async fn seccomp_and_attributes_hold_for_the_containers_own_process() {
+    let machine = Machine::boot().await;
+    let filter = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]
+    });
+    for confined in [false, true] {
+        let script = "grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; mkdir /tmp/x; id -u; id -G; ulimit -n; umask; echo $HOME; echo y > /dev/stdout";
+        let mut spec = spec(&["sh", "-c", script]);
+        spec["linux"]["seccomp"] = filter.clone();
+        spec["process"]["noNewPrivileges"] = json!(confined);
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "umask": 0o077, "additionalGids": [5]});
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}]);
+        let (_, stdout, stderr) = machine.run("c1", &spec).await;
+        let lines: Vec<&str> = stdout.lines().collect();
+        let flag = format!("NoNewPrivs:\t{}", u8::from(confined));
+        assert_eq!(
+            lines,
+            [
+                "CapEff:\t0000000000000000",
+                &flag,
+                "Seccomp:\t2",
+                "1000",
+                "1000 5",
+                "77",
+                "0077",
+                "/home/alice",
+                "y"
+            ],
+            "{stderr}"
+        );
+        assert!(stderr.contains("Function not implemented"), "{stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
+async fn a_spec_the_kernel_refuses_is_one_clear_line_and_leaves_nothing() {
+    let machine = Machine::boot().await;
+    let mut odd = spec(&["true"]);
+    odd["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/x", "type": "nosuchfs", "source": "none"}));
+    let (_, message) = kind(machine.create("c1", &odd, GuestStdio::default()).await);
+    println!("mount: {message}");
+    assert!(
+        !message.contains('\n') && message.contains("nosuchfs"),
+        "{message}"
+    );
+    let mut odd = spec(&["true"]);
+    odd["process"]["cwd"] = json!("/no/such/dir");
+    let (_, message) = kind(machine.create("c1", &odd, GuestStdio::default()).await);
+    println!("cwd: {message}");
+    assert!(!message.contains('\n'), "{message}");
+    let mut odd = spec(&["true"]);
+    odd["linux"]["resources"]["memory"] = json!({"limit": 1_000_000, "swap": 5});
+    let (invalid, message) = kind(machine.create("c1", &odd, GuestStdio::default()).await);
+    assert_eq!(invalid, FailureKind::InvalidArgument);
+    assert!(message.contains('5'), "{message}");
+    let mut odd = spec(&["true"]);
+    odd["linux"]["sysctl"] = json!({"vm.nosuch": "1"});
+    let (_, message) = kind(machine.create("c1", &odd, GuestStdio::default()).await);
+    println!("sysctl: {message}");
+    let (exit, ..) = machine.run("c1", &spec(&["true"])).await;
+    assert_eq!(exit.status, ExitStatus::Code(0));
+    let (_, stdout, _) = machine.run("c1", &{
+        let mut all = spec(&["sh", "-c", "ls -d /cg/bulkhead/*; ls /cg/bulkhead | grep -c c1"]);
+        all["mounts"].as_array_mut().unwrap().push(json!({"destination": "/cg", "type": "bind", "source": "/sys/fs/cgroup", "options": ["rbind", "ro"]}));
+        all
+    }).await;
+    assert!(stdout.starts_with("/cg/bulkhead/c1\n"), "{stdout}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
 async fn namespace_paths_join_the_first_container() {
     let machine = Machine::boot().await;
     machine.sleeper("pause").await;

@@ -92,7 +92,9 @@ impl Machine {
         let (control, their_control) = UnixStream::pair().unwrap();
         let (data, their_data) = UnixStream::pair().unwrap();
         let console = directory.path().join("console");
-        let qemu = Command::new("qemu-system-x86_64")
+        // Dies with this process, however that ends.
+        let qemu = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args([
                 "-M",
                 "q35",
@@ -179,6 +181,14 @@ impl Machine {
         }
     }
 
+    /// The end of a process; two minutes are more than any of these takes.
+    pub(crate) async fn end(&self, key: &ProcessKey) -> GuestExit {
+        match tokio::time::timeout(Duration::from_secs(120), self.guest.wait(key)).await {
+            Ok(exit) => self.ok(exit),
+            Err(_) => panic!("{key} does not end; console: {}", self.console()),
+        }
+    }
+
     pub(crate) fn stream(&self) -> u32 {
         self.streams.fetch_add(1, Ordering::Relaxed)
     }
@@ -227,7 +237,7 @@ impl Machine {
         let (stdio, output) = self.collect();
         self.ok(self.create(id, spec, stdio).await);
         self.ok(self.guest.start_container(&container(id)).await);
-        let exit = self.ok(self.guest.wait(&key(id, None)).await);
+        let exit = self.end(&key(id, None)).await;
         self.ok(self.guest.remove_container(&container(id)).await);
         (exit, output.stdout.join().unwrap(), output.stderr.join().unwrap())
     }
@@ -240,7 +250,7 @@ impl Machine {
             .guest
             .exec(&key, serde_json::to_vec(process).unwrap(), stdio)
             .await);
-        let exit = self.ok(self.guest.wait(&key).await);
+        let exit = self.end(&key).await;
         self.ok(self.guest.forget(&key).await);
         (exit, output.stdout.join().unwrap(), output.stderr.join().unwrap())
     }

@@ -66,6 +66,41 @@ async fn every_driver_makes_its_mount() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a VM"]
+async fn c32_a_watched_volume_follows_a_swap() {
+    let machine = Machine::boot().await;
+    let make = "mkdir -p /tmp/cm/..1 && echo one > /tmp/cm/..1/key && ln -s ..1 /tmp/cm/..data && ln -s ..data/key /tmp/cm/key";
+    let (exit, _, stderr) = machine.run("maker", &spec(&["sh", "-c", make])).await;
+    assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
+    let point = "/run/bulkhead/share/watchable/cm";
+    let source = "/run/bulkhead/share/disk/rootfs/tmp/cm";
+    let identity = GuestIdentity {
+        storages: vec![storage("watchable-bind", source, &[], point)],
+        ..GuestIdentity::default()
+    };
+    machine.ok(machine.guest.configure(identity).await);
+    // busybox here has nothing that uses inotify; the order of events is proven on the copying itself.
+    let watch = "grep ' /cm ' /proc/mounts | cut -d' ' -f3; cat /cm/key; until [ $(cat /cm/key) = two ]; do sleep 1; done; ls -A /cm";
+    let mut watcher = spec(&["sh", "-c", watch]);
+    watcher["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/cm", "type": "bind", "source": point, "options": ["rbind", "ro"]}));
+    let (stdio, output) = machine.collect();
+    machine.ok(machine.create("watcher", &watcher, stdio).await);
+    machine.ok(machine
+        .guest
+        .start_container(&crate::machine::container("watcher"))
+        .await);
+    let swap = "cd /tmp/cm; mkdir ..2 && echo two > ..2/key && ln -s ..2 ..data_tmp && mv -T ..data_tmp ..data && rm -r ..1";
+    let (exit, _, stderr) = machine.run("maker", &spec(&["sh", "-c", swap])).await;
+    assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
+    machine.end(&crate::machine::key("watcher", None)).await;
+    let stdout = output.stdout.join().unwrap();
+    assert_eq!(stdout, "tmpfs\none\n..2\n..data\nkey\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
 async fn paths_that_lead_away_are_refused() {
     let machine = Machine::boot().await;
     // A container leaves a link where the host will want a mount.
