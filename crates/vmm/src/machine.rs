@@ -28,9 +28,11 @@ pub struct Launch {
     pub control_listener: OwnedFd,
     /// Listening unix socket behind the `data` virtio-serial port.
     pub data_listener: OwnedFd,
-    /// Listening unix socket behind the guest's serial console.
+    /// Listening unix socket behind the guest's serial console. Its client must be read all the time: QEMU
+    /// writes byte by byte, 280 of which fill a unix socket, and then the guest's kernel waits for each.
     pub console_listener: OwnedFd,
-    /// Where the VMM's standard error goes.
+    /// Where the VMM's standard error goes. The driver copies it there, at most what fits without waiting,
+    /// and keeps the end of it for [`VmmError::Ended`].
     pub stderr: OwnedFd,
     /// Value of the environment variable `BULKHEAD_SANDBOX` by which a process with no memory finds it.
     pub marker: String,

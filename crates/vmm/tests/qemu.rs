@@ -13,6 +13,7 @@ use bulkhead_model::vm::KeyValue;
 use bulkhead_vmm::{DeviceRequest, VmExit, VmmError};
 use lab::{Helper, LONG, Lab, line};
 use std::io::Write;
+use std::time::Duration;
 
 fn disk(id: &str, path: std::path::PathBuf) -> DeviceRequest {
     DeviceRequest::Block {
@@ -367,4 +368,83 @@ async fn a_start_that_fails_says_why() {
         VmmError::Ended { stderr, .. } => assert!(stderr.contains("no-such-thing"), "{stderr}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// Every option of a plan is one that QEMU takes, with its sandbox on.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn every_option_of_a_plan_starts() {
+    type Change = fn(&mut bulkhead_model::VmPlan);
+    let changes: [(&str, Change); 10] = [
+        ("ports", |p| p.root_ports = 27),
+        ("no ports", |p| p.root_ports = 0),
+        ("versioned machine", |p| p.machine_type = "pc-q35-7.2".into()),
+        ("prealloc and lock", |p| {
+            (p.memory_prealloc, p.mlock) = (true, true)
+        }),
+        ("backed by a directory", |p| {
+            p.memory_backend = Some("/dev/shm".into())
+        }),
+        ("virtio-mem", |p| p.virtio_mem = true),
+        ("no room to grow", |p| p.max_memory_mib = p.memory_mib),
+        ("iommu", |p| {
+            (p.iommu, p.iommu_platform, p.virtio_mem) = (true, true, true)
+        }),
+        ("iothreads", |p| p.block.iothreads = true),
+        ("vcpus", |p| (p.vcpus, p.max_vcpus) = (2, 16)),
+    ];
+    for (name, change) in changes {
+        let lab = Lab::launch(change)
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        if lab.plan.root_ports > 0 {
+            let plugged = lab
+                .vm()
+                .hotplug()
+                .unwrap()
+                .plug(disk("disk", lab.disk("a")), Vec::new())
+                .await;
+            assert_eq!(
+                plugged.unwrap_or_else(|error| panic!("{name}: {error}")).pci_path,
+                "04.0/00.0"
+            );
+        }
+        if lab.plan.virtio_mem {
+            assert_eq!(
+                lab.vm().resize().unwrap().set_memory(300).await.unwrap(),
+                384,
+                "{name}"
+            );
+        }
+        lab.end().await;
+    }
+}
+
+/// A caller that gives up in the middle of a start leaves no VMM.
+#[test]
+#[ignore = "needs a VM"]
+fn a_start_given_up_leaves_nothing() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut given_up = 0;
+    for millis in [0, 1, 2, 5, 10, 20, 40] {
+        runtime.block_on(async {
+            let start = Lab::launch_as("given-up", |_| {});
+            match tokio::time::timeout(Duration::from_millis(millis), start).await {
+                Ok(lab) => drop(lab.unwrap().end().await),
+                Err(_) => given_up += 1,
+            }
+        });
+    }
+    // Waits for clones that are under way.
+    drop(runtime);
+    assert!(given_up > 0);
+    let left = bulkhead_host::process::marked(None).unwrap();
+    let left: Vec<_> = left
+        .iter()
+        .filter(|(_, _, mark)| mark.contains("given-up"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -55,6 +55,9 @@ pub fn choose(facts: &Facts) -> Choice {
         Some(Speed::TooSlow) => {
             translator("/dev/kvm is too slow to be hardware: a million guest steps took over 20 ms".into())
         }
+        Some(Speed::Distrusted) => {
+            translator("a VM did not start with /dev/kvm since the host booted".into())
+        }
         Some(Speed::Failed) => translator("/dev/kvm does not run a simple guest".into()),
     }
 }

@@ -32,6 +32,8 @@ pub enum Speed {
     TooSlow,
     /// The guest could not be made or did something else.
     Failed,
+    /// A VM did not start with it.
+    Distrusted,
 }
 
 /// All that the choice depends on.

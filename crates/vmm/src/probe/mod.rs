@@ -89,7 +89,7 @@ pub fn distrust(cache: &Path) -> std::io::Result<()> {
         speed: None,
         tsc_khz: tsc::khz(),
     });
-    measured.speed = Some(Speed::Failed);
+    measured.speed = Some(Speed::Distrusted);
     cache::store(cache, boot_id, &measured)
 }
 
@@ -115,6 +115,16 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(std::fs::read(&cache).unwrap(), written);
         assert!(!first.reason.is_empty());
+    }
+
+    #[test]
+    fn distrust_lasts_until_the_next_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("probe.json");
+        distrust(&cache).unwrap();
+        let verdict = probe(&cache);
+        assert_eq!(verdict.facts.speed, Some(Speed::Distrusted));
+        assert_eq!(verdict.accelerator, Accelerator::Tcg);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use super::kernel_line::{self, kernel_line};
 use crate::VmmError;
 use bulkhead_model::VmPlan;
-use bulkhead_model::vm::{Accelerator, KeyValue};
+use bulkhead_model::vm::{Accelerator, KeyValue, SharedFs};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -113,6 +113,9 @@ fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
             plan.vcpus.to_string(),
             "1 to the maximum number of vCPUs",
         );
+    }
+    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
+        return unsupported("shared_fs", "virtio-9p".into(), "virtio-fs or none");
     }
     if plan.memory_mib == 0 {
         return unsupported("memory", "0".into(), "at least 1 MiB");
@@ -435,6 +438,7 @@ mod tests {
         assert!(refused(|p| p.root_ports = 28).contains("at most 27"));
         assert!(refused(|p| p.vcpus = 0).contains("vcpus: 0"));
         assert!(refused(|p| p.vcpus = 2).contains("vcpus: 2"));
+        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }).contains("virtio-9p"));
         assert!(refused(|p| p.memory_mib = 0).contains("memory: 0"));
         let long = KeyValue {
             key: "x".repeat(2000),

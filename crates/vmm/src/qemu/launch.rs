@@ -5,7 +5,7 @@
 
 use super::command_line::{CONSOLE_FD, CONTROL_FD, DATA_FD, QMP_FD, command_line};
 use super::instance::Instance;
-use super::process::{Starting, Unclaimed, VmmProcess};
+use super::process::{Starting, VmmProcess};
 use super::stderr::StderrTail;
 use crate::qmp::QmpClient;
 use crate::{Launch, VmmError};
@@ -71,11 +71,11 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         for refusal in &started.cgroup_refusals {
             tracing::warn!(path = %refusal.path.display(), error = %refusal.source, "the VMM could not join a cgroup");
         }
-        Ok(Unclaimed::new(started.child))
+        Ok(Starting::new(started.child))
     })
     .await
     .map_err(|e| io_error(STEP)(io::Error::other(e)))?;
-    let unclaimed = started.map_err(|error| match error {
+    let starting = started.map_err(|error| match error {
         SpawnError::Program {
             program: path,
             source,
@@ -83,38 +83,26 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         other => io_error(STEP)(io::Error::other(other)),
     })?;
     let stderr = StderrTail::follow(stderr_read, Some(stderr)).map_err(io_error(STEP))?;
-    let Some(child) = unclaimed.claim() else {
-        return Err(io_error(STEP)(io::ErrorKind::NotFound.into()));
-    };
-    let starting = Starting::new(VmmProcess::of_child(child, stderr).map_err(io_error(STEP))?);
+    let process = VmmProcess::of_child(starting.child(), stderr).map_err(io_error(STEP))?;
     let mut deadline = ANSWER;
     if plan.memory_prealloc {
         deadline += PREALLOC_PER_GIB * (plan.memory_mib / 1024);
     }
-    let client = shake_hands(&starting, qmp, deadline).await?;
-    match starting.keep() {
-        Some(process) => Ok(Instance::started(process, client, plan, accelerator)),
-        None => Err(io_error(STEP)(io::ErrorKind::NotFound.into())),
-    }
+    let client = shake_hands(&process, qmp, deadline).await?;
+    starting.done();
+    Ok(Instance::started(process, client, plan, accelerator))
 }
 
-async fn shake_hands(starting: &Starting, qmp: OwnedFd, deadline: Duration) -> Result<QmpClient, VmmError> {
-    let Some(process) = starting.process() else {
-        return Err(io_error(STEP)(io::ErrorKind::NotFound.into()));
-    };
+async fn shake_hands(process: &VmmProcess, qmp: OwnedFd, deadline: Duration) -> Result<QmpClient, VmmError> {
     // The end of the process, not that of the connection, is what carries the cause; it is looked at first.
-    let error = tokio::select! {
+    tokio::select! {
         biased;
-        exit = process.exited() => return Err(process.ended(STEP, exit)),
+        exit = process.exited() => Err(process.ended(STEP, exit)),
         client = QmpClient::connect(qmp, deadline) => match client {
-            Ok(client) => return Ok(client),
-            Err(error) => error,
+            Ok(client) => Ok(client),
+            Err(error) => Err(super::instance::vmm_error(process, STEP, error).await),
         },
-    };
-    let error = super::instance::vmm_error(process, STEP, error).await;
-    // Reaped before the error is out: nothing is left.
-    let _ = process.kill(Duration::from_secs(10)).await;
-    Err(error)
+    }
 }
 
 /// Takes over a QEMU that runs.

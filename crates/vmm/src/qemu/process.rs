@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Owns: the wait for the end. Never: ends the process unasked, except a start that is given up halfway
-//! ([`Unclaimed`]). Called by `launch` and `instance`.
+//! ([`Starting`]). Called by `launch` and `instance`.
 
 use super::stderr::StderrTail;
 use crate::{VmExit, VmmError};
@@ -14,6 +14,7 @@ use bulkhead_model::HostProcess;
 use nix::libc::SIGKILL;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -33,7 +34,7 @@ pub(super) struct VmmProcess {
 
 impl VmmProcess {
     /// Watches a child of ours. Must be called in a tokio runtime.
-    pub(super) fn of_child(child: Child, stderr: (StderrTail, JoinHandle<()>)) -> io::Result<Self> {
+    pub(super) fn of_child(child: Arc<Child>, stderr: (StderrTail, JoinHandle<()>)) -> io::Result<Self> {
         let pidfd = child.as_fd().try_clone_to_owned()?;
         let identity = HostProcess {
             pid: child.pid(),
@@ -125,53 +126,37 @@ impl VmmProcess {
     }
 }
 
-/// A child nobody watches yet: killed and reaped when dropped, because a start that is given up (its
-/// future dropped) must leave nothing.
+/// Ends a VMM whose start is given up, by an error or because the caller's future was dropped.
 #[derive(Debug)]
-pub(super) struct Unclaimed(Option<Child>);
-
-impl Unclaimed {
-    pub(super) fn new(child: Child) -> Self {
-        Self(Some(child))
-    }
-
-    pub(super) fn claim(mut self) -> Option<Child> {
-        self.0.take()
-    }
+pub(super) struct Starting {
+    child: Arc<Child>,
+    given_up: bool,
 }
-
-impl Drop for Unclaimed {
-    fn drop(&mut self) {
-        if let Some(child) = &self.0 {
-            // Freshly started, it dies at once; the limit only keeps a broken host from blocking us.
-            let _ = child.kill_and_wait(Duration::from_secs(5));
-        }
-    }
-}
-
-/// Kills a watched process when dropped before [`Self::keep`]; its watcher reaps it.
-#[derive(Debug)]
-pub(super) struct Starting(Option<VmmProcess>);
 
 impl Starting {
-    pub(super) fn new(process: VmmProcess) -> Self {
-        Self(Some(process))
+    pub(super) fn new(child: Child) -> Self {
+        Self {
+            child: Arc::new(child),
+            given_up: true,
+        }
     }
 
-    pub(super) fn keep(mut self) -> Option<VmmProcess> {
-        self.0.take()
+    pub(super) fn child(&self) -> Arc<Child> {
+        Arc::clone(&self.child)
     }
 
-    pub(super) fn process(&self) -> Option<&VmmProcess> {
-        self.0.as_ref()
+    /// The start succeeded.
+    pub(super) fn done(mut self) {
+        self.given_up = false;
     }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            let HostProcess { pid, start_time } = process.identity;
-            let _ = process::signal_exact(pid, start_time, SIGKILL);
+        if self.given_up {
+            // Stopped CPUs and no device yet: it dies at once. The limit only keeps a broken host from
+            // blocking us.
+            let _ = self.child.kill_and_wait(Duration::from_secs(5));
         }
     }
 }

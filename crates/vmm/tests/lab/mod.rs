@@ -93,6 +93,11 @@ pub(crate) struct Lab {
 impl Lab {
     /// Launches with CPUs stopped.
     pub(crate) async fn launch(change: impl FnOnce(&mut VmPlan)) -> Result<Self, VmmError> {
+        Self::launch_as("test", change).await
+    }
+
+    /// The same with a word of its own in the process's mark.
+    pub(crate) async fn launch_as(word: &str, change: impl FnOnce(&mut VmPlan)) -> Result<Self, VmmError> {
         let dir = tempfile::tempdir().unwrap();
         let mut plan = plan(dir.path());
         change(&mut plan);
@@ -109,7 +114,7 @@ impl Lab {
             data_listener,
             console_listener,
             stderr: std::fs::File::create(dir.path().join("stderr")).unwrap().into(),
-            marker: format!("vmm-test-{}", dir.path().display()),
+            marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
             netns: None,
         };
