@@ -261,7 +261,18 @@ fn clear_host_only(linux: &mut oci::Linux) {
             ns
         })
         .collect::<Vec<_>>();
-    linux.set_namespaces(Some(kept));
+    linux.set_namespaces(Some(with_own_cgroup_view(kept)));
+}
+
+/// A container sees its own cgroup as the root. On a host with cgroup v1 engines ask for no cgroup namespace and
+/// mount the container's own directories instead, which is the same view.
+fn with_own_cgroup_view(mut namespaces: Vec<oci::LinuxNamespace>) -> Vec<oci::LinuxNamespace> {
+    if namespaces.iter().all(|ns| ns.typ() != oci::LinuxNamespaceType::Cgroup) {
+        let mut own = oci::LinuxNamespace::default();
+        own.set_typ(oci::LinuxNamespaceType::Cgroup);
+        namespaces.push(own);
+    }
+    namespaces
 }
 
 /// C-30: engines also say it by an option alone.
