@@ -20,7 +20,7 @@ use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
     StdioSet, World,
 };
-use bulkhead_vmm::{DeviceRequest, Hotplug, Launch, Plugged, Vm, VmExit, Vmm, VmmError};
+use bulkhead_vmm::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, watch};
 pub struct Faults {
     steps: Mutex<Vec<&'static str>>,
     fail_at: Mutex<Option<usize>>,
+    fail_name: Mutex<Option<&'static str>>,
     hang_at: Mutex<Option<&'static str>>,
 }
 
@@ -43,6 +44,11 @@ impl Faults {
     pub fn fail_at(&self, k: usize) {
         let now = self.steps.lock().unwrap().len();
         *self.fail_at.lock().unwrap() = Some(now + k);
+    }
+
+    /// Fails the next step of this name, once.
+    pub fn fail_at_name(&self, name: &'static str) {
+        *self.fail_name.lock().unwrap() = Some(name);
     }
 
     /// Steps so far.
@@ -66,6 +72,11 @@ impl Faults {
         let mut fail_at = self.fail_at.lock().unwrap();
         if *fail_at == Some(steps.len() - 1) {
             *fail_at = None;
+            return Err(io::Error::other(format!("injected into {name}")));
+        }
+        let mut fail_name = self.fail_name.lock().unwrap();
+        if *fail_name == Some(name) {
+            *fail_name = None;
             return Err(io::Error::other(format!("injected into {name}")));
         }
         Ok(())
@@ -95,10 +106,26 @@ pub struct Ledger {
     pub cgroups: Mutex<BTreeSet<PathBuf>>,
     pub processes: Mutex<BTreeMap<i32, &'static str>>,
     pub guest_containers: Mutex<BTreeSet<String>>,
+    /// What was done in which order, of what tests ask about.
+    pub order: Mutex<Vec<String>>,
+    /// vCPUs the VM has, memory in MiB, vCPUs online.
+    pub size: Mutex<(u32, u32, u32)>,
+    /// What the agent was asked to make.
+    pub containers_made: Mutex<Vec<GuestContainer>>,
     next_pid: AtomicI32,
 }
 
 impl Ledger {
+    /// Notes something done.
+    pub fn note(&self, what: impl Into<String>) {
+        self.order.lock().unwrap().push(what.into());
+    }
+
+    /// What was noted since the last time.
+    pub fn take_order(&self) -> Vec<String> {
+        std::mem::take(&mut *self.order.lock().unwrap())
+    }
+
     fn spawn(&self, role: &'static str) -> HostProcess {
         let pid = 1000 + self.next_pid.fetch_add(1, Ordering::SeqCst);
         self.processes.lock().unwrap().insert(pid, role);
@@ -286,6 +313,8 @@ impl Platform for FakeHost {
                 }
             }
             Resource::Mount { path, .. } => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                self.ledger.note(format!("unmount {name}"));
                 if sticky.as_ref() == Some(path) {
                     return Err(io::Error::other("busy"));
                 }
@@ -374,6 +403,29 @@ impl Vm for FakeVm {
     fn hotplug(&self) -> Option<&dyn Hotplug> {
         Some(self)
     }
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Resize for FakeVm {
+    async fn vcpus(&self) -> Result<u32, VmmError> {
+        Ok(self.ledger.size.lock().unwrap().0)
+    }
+    async fn set_vcpus(&self, count: u32) -> Result<u32, VmmError> {
+        self.ledger.note(format!("set_vcpus {count}"));
+        self.faults.step("set_vcpus").map_err(|e| vmm_error(&e))?;
+        let mut size = self.ledger.size.lock().unwrap();
+        size.0 = size.0.max(count);
+        Ok(size.0)
+    }
+    async fn set_memory(&self, mib: u32) -> Result<u32, VmmError> {
+        self.ledger.note(format!("set_memory {mib}"));
+        self.faults.step("set_memory").map_err(|e| vmm_error(&e))?;
+        self.ledger.size.lock().unwrap().1 = mib;
+        Ok(mib)
+    }
 }
 
 #[async_trait]
@@ -455,11 +507,13 @@ impl Guest for FakeGuest {
                 kind: FailureKind::ProgramNotFound,
                 message: e.to_string(),
             })?;
+        self.ledger.note("create_container");
         self.ledger
             .guest_containers
             .lock()
             .unwrap()
             .insert(container.id.to_string());
+        self.ledger.containers_made.lock().unwrap().push(container.clone());
         let spec = serde_json::from_slice(&container.spec).unwrap();
         self.specs.lock().unwrap().push(spec);
         self.exits
@@ -470,6 +524,7 @@ impl Guest for FakeGuest {
         self.faults.guest("start_container")
     }
     async fn remove_container(&self, id: &ContainerId) -> Result<(), GuestError> {
+        self.ledger.note("remove_container");
         self.ledger.guest_containers.lock().unwrap().remove(id.as_str());
         self.faults.guest("remove_container")
     }
@@ -481,6 +536,7 @@ impl Guest for FakeGuest {
         Ok(18)
     }
     async fn signal(&self, key: &ProcessKey, signal: i32, all: bool) -> Result<(), GuestError> {
+        self.ledger.note(format!("signal {signal} all={all}"));
         self.signals.lock().unwrap().push((key.clone(), signal, all));
         if signal == 9 {
             self.exit(key.clone(), ExitStatus::Signal(9));
@@ -523,14 +579,24 @@ impl Guest for FakeGuest {
         self.faults.guest("resume")
     }
     async fn update(&self, _: &ContainerId, resources: Vec<u8>) -> Result<(), GuestError> {
+        self.ledger.note("update");
         let resources = serde_json::from_slice(&resources).unwrap();
         self.updates.lock().unwrap().push(resources);
         self.faults.guest("update")
     }
     async fn stats(&self, _: &ContainerId) -> Result<ContainerStats, GuestError> {
-        self.faults.guest("stats").map(|()| ContainerStats::default())
+        self.faults.guest("stats")?;
+        let mut stats = ContainerStats::default();
+        stats.cgroup_stats.memory_stats.usage.usage = 90 << 20;
+        stats.cgroup_stats.memory_stats.cache = 50 << 20;
+        Ok(stats)
     }
-    async fn online(&self, cpus: u32, _: bool) -> Result<(u32, u64), GuestError> {
+    async fn online(&self, cpus: u32, memory: bool) -> Result<(u32, u64), GuestError> {
+        self.ledger.note(format!("online {cpus} memory={memory}"));
+        self.faults.guest("online")?;
+        if cpus > 0 {
+            self.ledger.size.lock().unwrap().2 = cpus;
+        }
         Ok((cpus, 0))
     }
     async fn next_events(&self, _: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError> {
@@ -644,6 +710,29 @@ impl Bench {
         world.recover().await.unwrap();
         let (engine, handle) = Engine::new(world, published, events);
         (handle, tokio::spawn(engine.run(Beginning::Restored)))
+    }
+
+    /// A sandbox that has booted by `plan`, in the hands of the test; its events are not heard.
+    pub async fn booted(&self, plan: SandboxPlan) -> World {
+        let paths = self.paths(plan.id.as_str());
+        std::fs::create_dir_all(&paths.dir).unwrap();
+        std::fs::create_dir_all(&paths.sockets).unwrap();
+        let journal = Journal::open(&paths.journal()).unwrap();
+        *self.ledger.size.lock().unwrap() = (plan.vm.vcpus, plan.vm.memory_mib, plan.vm.vcpus);
+        let supervisor = HostProcess {
+            pid: 1,
+            start_time: 1,
+        };
+        let (mut world, _, _) = World::new(
+            plan,
+            paths,
+            Arc::clone(&self.host) as Arc<dyn Platform>,
+            Arc::clone(&self.vmm) as Arc<dyn Vmm>,
+            journal,
+            supervisor,
+        );
+        world.boot().await.unwrap();
+        world
     }
 
     /// Asserts that neither fakes nor files are left of sandbox `id`.
