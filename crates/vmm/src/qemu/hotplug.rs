@@ -290,7 +290,9 @@ fn slot_of(bus: &str, count: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Answer, SOON, names, plan, scripted};
     use super::*;
+    use bulkhead_model::vm::Accelerator;
 
     #[test]
     fn a_bus_names_its_slot() {
@@ -315,8 +317,178 @@ mod tests {
         assert!(!concerns(&event(Value::Null), "a"));
     }
 
-    #[test]
-    fn back_ends_are_found_by_their_slot() {
-        assert_eq!(removal(Kind::Net, 3), ("netdev_del", json!({"id": "back-rp3"})));
+    fn disk(id: &str) -> DeviceRequest {
+        DeviceRequest::Block {
+            id: id.into(),
+            path: "/d".into(),
+            readonly: false,
+            format: "raw".into(),
+        }
+    }
+
+    fn tap() -> (DeviceRequest, Vec<OwnedFd>) {
+        let fd = || std::fs::File::open("/dev/null").unwrap().into();
+        let mac = "02:00:00:00:00:01".into();
+        (
+            DeviceRequest::Net {
+                id: "net".into(),
+                mac,
+                queues: 2,
+            },
+            vec![fd(), fd()],
+        )
+    }
+
+    fn done() -> Answer {
+        (Ok(json!({})), Vec::new())
+    }
+
+    #[tokio::test]
+    async fn a_front_end_refused_takes_its_back_end_with_it() {
+        let script = |command: &str, _: &Value| match command {
+            "device_add" => (Err("GenericError"), Vec::new()),
+            _ => done(),
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script).await;
+        let refused = vm.plug(disk("a"), Vec::new()).await;
+        assert!(
+            matches!(&refused, Err(VmmError::Qmp { command, .. }) if command == "device_add"),
+            "{refused:?}"
+        );
+        assert_eq!(names(&asked), ["blockdev-add", "device_add", "blockdev-del"]);
+        assert_eq!(vm.slots().free().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_back_end_refused_gives_the_descriptors_back() {
+        let script = |command: &str, _: &Value| match command {
+            "netdev_add" => (Err("GenericError"), Vec::new()),
+            _ => done(),
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script).await;
+        let (device, fds) = tap();
+        assert!(vm.plug(device, fds).await.is_err());
+        assert_eq!(
+            names(&asked),
+            ["getfd", "getfd", "netdev_add", "closefd", "closefd"]
+        );
+        assert_eq!(vm.slots().free().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_does_not_leave_in_time_leaves_at_the_next_call() {
+        let mut asked_to_go = 0;
+        let script = move |command: &str, _: &Value| match command {
+            "device_del" => {
+                asked_to_go += 1;
+                match asked_to_go {
+                    1 => done(),
+                    // Already asked: QEMU refuses, and tells when it is gone.
+                    2 => {
+                        let gone = json!({"event": "DEVICE_DELETED", "data": {"device": "a"}});
+                        (Err("GenericError"), vec![gone])
+                    }
+                    _ => (Err("DeviceNotFound"), Vec::new()),
+                }
+            }
+            _ => done(),
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script).await;
+        vm.ran.store(true, Ordering::Relaxed);
+        vm.plug(disk("a"), Vec::new()).await.unwrap();
+        let late = vm.unplug("a", Duration::from_millis(20)).await;
+        assert!(matches!(late, Err(VmmError::Deadline { .. })), "{late:?}");
+        let taken = vm.plug(disk("a"), Vec::new()).await;
+        assert!(matches!(taken, Err(VmmError::Device { .. })), "{taken:?}");
+        vm.unplug("a", SOON).await.unwrap();
+        assert_eq!(names(&asked).last().map(String::as_str), Some("blockdev-del"));
+        // Gone by itself meanwhile: only the back end is left to remove.
+        vm.plug(disk("a"), Vec::new()).await.unwrap();
+        vm.unplug("a", SOON).await.unwrap();
+        assert_eq!(vm.slots().free().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_refused_unplug_keeps_the_device() {
+        let script = |command: &str, _: &Value| match command {
+            "device_del" => (Err("GenericError"), Vec::new()),
+            _ => done(),
+        };
+        let (vm, _) = scripted(plan(), Accelerator::Tcg, script).await;
+        vm.ran.store(true, Ordering::Relaxed);
+        vm.plug(disk("a"), Vec::new()).await.unwrap();
+        assert!(matches!(vm.unplug("a", SOON).await, Err(VmmError::Qmp { .. })));
+        assert_eq!(
+            vm.slots().find("a").map(|(_, occupant)| occupant.stage),
+            Some(Stage::Plugged)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_plug_given_up_halfway_is_found_again() {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let script = move |command: &str, arguments: &Value| match command {
+            "device_add" => {
+                let _ = held.recv();
+                done()
+            }
+            "qom-list" => (
+                Ok(json!([
+                    {"name": "type", "type": "string"},
+                    {"name": "rp0", "type": "child<pcie-root-port>"},
+                    {"name": "a", "type": "child<virtio-blk-pci>"},
+                ])),
+                Vec::new(),
+            ),
+            "qom-get" => {
+                assert_eq!(arguments["path"], "/machine/peripheral/a");
+                (Ok(json!("/machine/peripheral/rp0/rp0")), Vec::new())
+            }
+            _ => done(),
+        };
+        let (vm, _) = scripted(plan(), Accelerator::Tcg, script).await;
+        vm.ran.store(true, Ordering::Relaxed);
+        let given_up = tokio::time::timeout(Duration::from_millis(50), vm.plug(disk("a"), Vec::new())).await;
+        assert!(given_up.is_err());
+        drop(hold);
+        let taken = vm.plug(disk("a"), Vec::new()).await;
+        assert!(
+            matches!(
+                taken,
+                Err(VmmError::Device {
+                    what: "the id is in use",
+                    ..
+                })
+            ),
+            "{taken:?}"
+        );
+        assert_eq!(
+            vm.plug(disk("b"), Vec::new()).await.unwrap().pci_path,
+            "05.0/00.0"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_unplug_before_the_first_instruction_resets_the_machine() {
+        let script = |command: &str, _: &Value| match command {
+            "system_reset" => (
+                Ok(json!({})),
+                vec![json!({"event": "DEVICE_DELETED", "data": {"device": "a"}})],
+            ),
+            _ => done(),
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script).await;
+        vm.plug(disk("a"), Vec::new()).await.unwrap();
+        vm.unplug("a", SOON).await.unwrap();
+        assert_eq!(
+            names(&asked)[2..],
+            [
+                "device_del",
+                "set-action",
+                "system_reset",
+                "set-action",
+                "blockdev-del"
+            ]
+        );
     }
 }

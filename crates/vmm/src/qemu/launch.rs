@@ -108,7 +108,8 @@ async fn shake_hands(process: &VmmProcess, qmp: OwnedFd, deadline: Duration) -> 
 /// Takes over a QEMU that runs.
 pub(super) async fn adopt(identity: HostProcess, plan: VmPlan, qmp: OwnedFd) -> Result<Instance, VmmError> {
     let step = "taking over the VMM";
-    let process = VmmProcess::of_stranger(identity).map_err(io_error(step))?;
+    let process =
+        VmmProcess::of_stranger(identity, StderrTail::reopen(identity.pid)).map_err(io_error(step))?;
     let client = match QmpClient::connect(qmp, ANSWER).await {
         Ok(client) => client,
         Err(error) => return Err(super::instance::vmm_error(&process, step, error).await),

@@ -48,20 +48,16 @@ impl VmmProcess {
     }
 
     /// Watches a process somebody else started.
-    pub(super) fn of_stranger(identity: HostProcess) -> io::Result<Self> {
+    pub(super) fn of_stranger(
+        identity: HostProcess,
+        stderr: (StderrTail, JoinHandle<()>),
+    ) -> io::Result<Self> {
         let pidfd = process::open_exact(identity.pid, identity.start_time).map_err(|error| match error {
             IdentityError::Kernel { source, .. } => source,
             gone @ (IdentityError::Gone { .. } | IdentityError::NotAPid { .. }) => {
                 io::Error::new(io::ErrorKind::NotFound, gone)
             }
         })?;
-        // Only a pipe of ours can be reopened like this; anything else is left alone.
-        let stderr = std::fs::File::open(format!("/proc/{}/fd/2", identity.pid))
-            .and_then(|pipe| StderrTail::follow(pipe.into(), None))
-            .unwrap_or_else(|error| {
-                tracing::debug!(%error, "the VMM's standard error cannot be followed");
-                (StderrTail::default(), tokio::spawn(std::future::ready(())))
-            });
         Self::watch(identity, pidfd, stderr, || VmExit::Unknown)
     }
 

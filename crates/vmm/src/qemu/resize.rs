@@ -248,6 +248,7 @@ fn dimm(device: &Value) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{names, plan, scripted};
     use super::*;
 
     #[test]
@@ -266,5 +267,82 @@ mod tests {
         ];
         let (present, free) = split(&cpus);
         assert_eq!((present, free), (1, vec![&cpus[0]]));
+    }
+
+    /// C-24: vCPUs are added where QEMU has room for them, never one more than asked for.
+    #[tokio::test]
+    async fn c24_hardware_vcpus_are_plugged_by_their_place() {
+        let script = |command: &str, _: &Value| {
+            let cpu = |socket: u32, path: Value| json!({"type": "host-x86_64-cpu", "props": {"socket-id": socket}, "qom-path": path});
+            match command {
+                "query-hotpluggable-cpus" => (
+                    Ok(json!([
+                        cpu(2, Value::Null),
+                        cpu(1, Value::Null),
+                        cpu(0, json!("/m"))
+                    ])),
+                    Vec::new(),
+                ),
+                _ => (Ok(json!({})), Vec::new()),
+            }
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Kvm, script).await;
+        assert_eq!(vm.vcpus().await.unwrap(), 1);
+        assert_eq!(vm.set_vcpus(1).await.unwrap(), 1);
+        assert_eq!(vm.set_vcpus(2).await.unwrap(), 2);
+        let added: Vec<_> = asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| name == "device_add")
+            .cloned()
+            .collect();
+        assert_eq!(
+            added,
+            [(
+                "device_add".into(),
+                json!({"driver": "host-x86_64-cpu", "id": "cpu1", "socket-id": 2})
+            )]
+        );
+        let many = vm.set_vcpus(4).await;
+        assert!(
+            matches!(many, Err(VmmError::Unsupported { option: "vcpus", .. })),
+            "{many:?}"
+        );
+    }
+
+    /// A guest that does not take a DIMM, or does not give one back, is an error, and the DIMM's memory goes
+    /// when the DIMM does.
+    #[tokio::test]
+    async fn a_guest_that_refuses_memory_is_an_error() {
+        let script = |command: &str, arguments: &Value| match command {
+            "query-memory-devices" => (Ok(json!([])), Vec::new()),
+            "device_add" => {
+                let info = json!({"device": arguments["id"], "source": 1, "status": 1});
+                (
+                    Ok(json!({})),
+                    vec![json!({"event": "ACPI_DEVICE_OST", "data": {"info": info}})],
+                )
+            }
+            "device_del" => (
+                Ok(json!({})),
+                vec![json!({"event": "DEVICE_DELETED", "data": {"device": arguments["id"]}})],
+            ),
+            _ => (Ok(json!({})), Vec::new()),
+        };
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script).await;
+        vm.ran.store(true, Ordering::Relaxed);
+        let refused = vm.set_memory(512).await;
+        assert!(matches!(refused, Err(VmmError::Device { .. })), "{refused:?}");
+        assert_eq!(
+            names(&asked),
+            [
+                "query-memory-devices",
+                "object-add",
+                "device_add",
+                "device_del",
+                "object-del"
+            ]
+        );
     }
 }

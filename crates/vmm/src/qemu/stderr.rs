@@ -48,6 +48,22 @@ impl StderrTail {
         Ok((tail, task))
     }
 
+    /// Follows the standard error of a QEMU that a predecessor started: a pipe can be opened again through
+    /// `/proc`. If it is something else, there is nothing to follow.
+    pub(super) fn reopen(pid: i32) -> (Self, JoinHandle<()>) {
+        File::open(format!("/proc/{pid}/fd/2"))
+            .and_then(|pipe| Self::follow(pipe.into(), None))
+            .unwrap_or_else(|error| {
+                tracing::debug!(%error, pid, "the VMM's standard error cannot be followed");
+                Self::silent()
+            })
+    }
+
+    /// Of a process whose words nobody hears.
+    pub(super) fn silent() -> (Self, JoinHandle<()>) {
+        (Self::default(), tokio::spawn(std::future::ready(())))
+    }
+
     fn push(&self, text: &[u8]) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(text);

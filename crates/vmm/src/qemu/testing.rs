@@ -1,7 +1,76 @@
-//! A plan for unit tests.
+//! A plan and a scripted QEMU for unit tests.
 
-use bulkhead_model::VmPlan;
-use bulkhead_model::vm::{BlockPlan, SharedFs};
+use super::instance::Instance;
+use super::process::VmmProcess;
+use super::stderr::StderrTail;
+use crate::qmp::QmpClient;
+use bulkhead_model::vm::{Accelerator, BlockPlan, SharedFs};
+use bulkhead_model::{HostProcess, VmPlan};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Longer than any test needs, shorter than any is waited for.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// What the scripted QEMU answers: a value or an error class, and events after it.
+pub(crate) type Answer = (Result<Value, &'static str>, Vec<Value>);
+
+/// Commands it was given, with their arguments.
+pub(crate) type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+
+/// A driver whose QEMU is `script`; its process is the test itself, which does not end.
+pub(crate) async fn scripted(
+    plan: VmPlan,
+    accelerator: Accelerator,
+    mut script: impl FnMut(&str, &Value) -> Answer + Send + 'static,
+) -> (Instance, Asked) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let asked = Asked::default();
+    let log = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        let mut stream = BufReader::new(theirs);
+        writeln!(stream.get_mut(), "{}", json!({"QMP": {}})).unwrap();
+        let mut line = String::new();
+        while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+            let request: Value = serde_json::from_str(&line).unwrap();
+            line.clear();
+            let command = request["execute"].as_str().unwrap();
+            let (answer, events) = if command == "qmp_capabilities" {
+                (Ok(json!({})), Vec::new())
+            } else {
+                log.lock()
+                    .unwrap()
+                    .push((command.to_owned(), request["arguments"].clone()));
+                script(command, &request["arguments"])
+            };
+            let answer = match answer {
+                Ok(value) => json!({"return": value, "id": request["id"]}),
+                Err(class) => json!({"error": {"class": class, "desc": "no"}, "id": request["id"]}),
+            };
+            for message in std::iter::once(answer).chain(events) {
+                let _ = writeln!(stream.get_mut(), "{message}");
+            }
+        }
+    });
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let start_time = bulkhead_host::process::start_time(pid).unwrap().unwrap();
+    let process = VmmProcess::of_stranger(HostProcess { pid, start_time }, StderrTail::silent()).unwrap();
+    let client = QmpClient::connect(ours.into(), SOON).await.unwrap();
+    (Instance::started(process, client, plan, accelerator), asked)
+}
+
+/// Names of the commands asked so far.
+pub(crate) fn names(asked: &Asked) -> Vec<String> {
+    asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect()
+}
 
 /// A small plan; tests change what they are about.
 pub(crate) fn plan() -> VmPlan {
