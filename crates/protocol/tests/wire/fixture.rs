@@ -9,10 +9,11 @@ use bulkhead_protocol::refusal::refuse;
 use bulkhead_protocol::{Attachment, Client, GuestError, PROTOCOL_VERSION, StreamStore};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use ttrpc::r#async::TtrpcContext;
 
@@ -23,6 +24,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct FakeAgent {
     pub(crate) exited: Notify,
+    pub(crate) signalled: Notify,
     pub(crate) slow_started: Notify,
     pub(crate) slow_done: Notify,
     pub(crate) let_go: Notify,
@@ -54,6 +56,7 @@ impl Agent for FakeAgent {
         ))
     }
     async fn signal(&self, _: &TtrpcContext, _: agent::SignalRequest) -> ttrpc::Result<agent::Empty> {
+        self.signalled.notify_one();
         Ok(agent::Empty::new())
     }
     async fn wait(&self, _: &TtrpcContext, _: agent::ProcessRequest) -> ttrpc::Result<agent::WaitResponse> {
@@ -116,6 +119,20 @@ impl Wire {
             deadline: SOON,
         })
         .await
+    }
+
+    /// Takes connections on the sockets `control` and `data` in `directory`, as QEMU does.
+    pub(crate) fn listen(&self, directory: &Path) {
+        for (name, plug) in [("control", &self.control), ("data", &self.data)] {
+            let listener = UnixListener::bind(directory.join(name)).unwrap();
+            let plug = plug.downgrade();
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let Some(plug) = plug.upgrade() else { return };
+                    plug.send(stream).await.unwrap();
+                }
+            });
+        }
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -4,6 +4,7 @@
 
 mod calls;
 mod fixture;
+mod killed;
 mod reattach;
 mod sinks;
 mod streams;
