@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longer than any test needs, shorter than any is waited for.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
 /// What the scripted QEMU answers: a value or an error class, and events after it.
-pub(crate) type Answer = (Result<Value, &'static str>, Vec<Value>);
+pub(super) type Answer = (Result<Value, &'static str>, Vec<Value>);
 
 /// Commands it was given, with their arguments.
-pub(crate) type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+pub(super) type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// A driver whose QEMU is `script`; its process is the test itself, which does not end.
-pub(crate) async fn scripted(
+pub(super) async fn scripted(
     plan: VmPlan,
     accelerator: Accelerator,
     mut script: impl FnMut(&str, &Value) -> Answer + Send + 'static,
@@ -63,7 +63,7 @@ pub(crate) async fn scripted(
 }
 
 /// Names of the commands asked so far.
-pub(crate) fn names(asked: &Asked) -> Vec<String> {
+pub(super) fn names(asked: &Asked) -> Vec<String> {
     asked
         .lock()
         .unwrap()
