@@ -17,7 +17,7 @@ use crate::{host_facts, pid_file};
 use bulkhead_config::{Config, PlanKind, Plans, Source};
 use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::Command;
-use bulkhead_shim::{Client, launch};
+use bulkhead_shim::{Client, launch, offline};
 use clap::Args;
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -289,8 +289,7 @@ impl Site {
                 Err(failure) if gone(&failure) => Ok(()),
                 other => other.map(drop),
             },
-            // It took itself down.
-            Err(_) => Ok(()),
+            Err(_) => self.sweep(context),
         };
         if let Err(failure) = done {
             context
@@ -303,6 +302,22 @@ impl Site {
         if let Err(error) = context.map().remove(&self.id) {
             let failure = Failure::from_chain(FailureKind::Internal, &error);
             context.report.warning(&failure.message);
+        }
+    }
+
+    /// Nobody answers: it took itself down, or it died and what it had is still there.
+    fn sweep(&self, context: &Context) -> Result<(), Failure> {
+        if !self.own || !context.layout.sandbox(&self.sandbox).dir.exists() {
+            return Ok(());
+        }
+        match offline::remove(&context.layout, self.sandbox.clone()) {
+            // One is at work after all, on its way out.
+            None => Ok(()),
+            Some(one) if one.left.is_empty() => Ok(()),
+            Some(one) => Err(Failure::new(
+                FailureKind::Internal,
+                format!("left {}", one.left.join("; ")),
+            )),
         }
     }
 
