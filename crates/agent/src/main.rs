@@ -42,7 +42,6 @@ use nix::sys::reboot::{RebootMode, reboot};
 use std::convert::Infallible;
 use std::error::Error;
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -113,7 +112,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
 fn hello() -> Result<Hello, Box<dyn Error>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut nonce = [0_u8; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+    sys::entropy::early(&mut nonce)?;
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
     let now = std::time::Duration::from(now);
     Ok(Hello {

@@ -1,4 +1,4 @@
-//! random(4): mixing a seed into the kernel's pool and having it used at once.
+//! random(4): mixing a seed into the kernel's pool and having it used at once; numbers before there is one.
 
 use std::fs::File;
 use std::io;
@@ -40,4 +40,20 @@ pub(crate) fn add(seed: &[u8]) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Fills `buffer` without waiting for the pool: numbers that differ from boot to boot, but no secrets.
+/// (Reading `/dev/urandom` this early has the kernel gather entropy first: seconds on an emulated CPU.)
+///
+/// # Errors
+/// The kernel's; `EINVAL` before Linux 5.6.
+pub(crate) fn early(buffer: &mut [u8]) -> io::Result<()> {
+    // SAFETY: pointer and length describe one live, writable slice.
+    let got = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), libc::GRND_INSECURE) };
+    match usize::try_from(got) {
+        // Up to 256 bytes are never cut short, getrandom(2).
+        Ok(count) if count == buffer.len() => Ok(()),
+        Ok(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
