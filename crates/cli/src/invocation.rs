@@ -121,6 +121,8 @@ pub(crate) enum Verb {
     Logs(verbs::logs::Logs),
     /// Remove everything of sandboxes whose supervisor is gone
     Gc(verbs::gc::Gc),
+    /// Say whether this host can run containers, with what, and what is missing
+    Doctor(crate::doctor::Doctor),
     /// Make or show the guest kernel and initial RAM disk
     #[command(subcommand)]
     Guest(crate::guest::GuestCommand),

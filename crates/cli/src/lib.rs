@@ -14,6 +14,7 @@ mod bring_up;
 mod config_verb;
 mod console;
 mod context;
+mod doctor;
 mod exec_process;
 mod exit_status;
 mod foreground;
@@ -30,6 +31,7 @@ mod pid_file;
 mod report;
 mod signal;
 mod stub;
+mod tool;
 mod verbs;
 
 use bulkhead_model::failure::chain;
@@ -221,6 +223,7 @@ fn dispatch(verb: Verb, context: &Context) -> verbs::Outcome {
         Verb::Inspect(verb) => verb.run(context),
         Verb::Logs(verb) => verb.run(context),
         Verb::Gc(verb) => verb.run(context),
+        Verb::Doctor(verb) => verb.run(context),
         Verb::Guest(verb) => guest::run(&verb, &mut std::io::stdout())
             .map(|()| 0)
             .map_err(|e| Failure::from_chain(FailureKind::Internal, &e)),

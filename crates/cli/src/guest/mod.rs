@@ -12,10 +12,11 @@ mod kernel;
 mod manifest;
 mod module;
 mod package;
-mod tool;
 
 pub(crate) use build::{KernelSource, Order, build};
 pub(crate) use error::GuestError;
+#[cfg(test)]
+pub(crate) use manifest::Asset;
 pub(crate) use manifest::{DEFAULT_DIR, Manifest};
 
 use clap::{Args, Subcommand, ValueEnum};

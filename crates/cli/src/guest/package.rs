@@ -2,7 +2,7 @@
 //!
 //! Owns: the questions asked of apt and dpkg. Never: what is inside a kernel. Called by [`super::build`].
 
-use super::tool::{ToolError, run};
+use crate::tool::{ToolError, run};
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! Running the package tools of the host, each with a deadline.
+//! Running a short-lived tool of the host with a deadline.
 //!
-//! Owns: output, exit status and time limit of a short-lived child. Never: what is run. Called by
-//! [`super::package`].
+//! Owns: output, exit status and time limit of such a child. Never: what is run. Called by `guest` (apt, dpkg) and
+//! `doctor` (QEMU).
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -43,7 +43,7 @@ pub(crate) enum ToolError {
 }
 
 /// Runs `program` in `dir` and returns its standard output.
-pub(super) fn run(
+pub(crate) fn run(
     program: &str,
     arguments: &[&str],
     dir: &Path,
