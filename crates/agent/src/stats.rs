@@ -97,7 +97,11 @@ struct MemoryFiles<'a> {
 }
 
 fn memory(files: &MemoryFiles<'_>) -> MemoryStats {
-    let stat = pairs(files.stat);
+    let mut stat = pairs(files.stat);
+    if let Some(kills) = pairs(files.events).get("oom_kill") {
+        // `bulkhead events` watches it.
+        stat.insert("oom_kill".to_owned(), *kills);
+    }
     let of = |key: &str| stat.get(key).copied().unwrap_or(0);
     let current = number(files.current);
     let max = number(files.max);
@@ -242,6 +246,7 @@ mod tests {
         );
         assert_eq!(stats.kernel_usage.usage, 7);
         assert_eq!(stats.stats["anon"], 60);
+        assert_eq!(stats.stats["oom_kill"], 1);
     }
 
     #[test]
