@@ -6,6 +6,7 @@
 //! ```
 //! Owns: which signals end a wait. Never: cleans up. Called by create, run and exec. Single-threaded.
 
+use crate::exit_status::VerbClass;
 use crate::report::Report;
 use crate::verbs;
 use bulkhead_host::deadline::{Deadline, poll};
@@ -137,10 +138,16 @@ impl Interrupts {
     ///
     /// # Errors
     /// The failure itself when no signal came.
-    pub(crate) fn conclude(&self, result: verbs::Outcome, report: &Report) -> verbs::Outcome {
+    pub(crate) fn conclude(
+        &self,
+        result: verbs::Outcome,
+        class: VerbClass,
+        report: &Report,
+    ) -> verbs::Outcome {
         match (result, self.taken.get()) {
             (Err(failure), Some(signal)) => {
-                report.failure(&failure.message, &failure.console);
+                let message = format!("{}{}", class.prefix(), failure.message);
+                report.failure(&message, &failure.console);
                 Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX))
             }
             (result, _) => result,

@@ -3,6 +3,7 @@
 use super::Outcome;
 use crate::bring_up::{BundleFlags, bring_up, in_runc_words};
 use crate::context::Context;
+use crate::exit_status::VerbClass;
 use crate::interrupt::Interrupts;
 use clap::Args;
 
@@ -27,6 +28,6 @@ impl Create {
         let created = bring_up(context, &self.flags, &self.id, true, &interrupts)
             .map(|created| created.stub.leave())
             .map_err(in_runc_words);
-        interrupts.conclude(created.map(|_| 0), &context.report)
+        interrupts.conclude(created.map(|_| 0), VerbClass::Create, &context.report)
     }
 }

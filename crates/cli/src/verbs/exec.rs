@@ -5,6 +5,7 @@ use crate::bring_up::{in_runc_words, refuse_preserved, stub_log};
 use crate::console::{Console, ConsoleFlags};
 use crate::context::{CALL, Context, Found};
 use crate::exec_process::{self, ProcessFlags};
+use crate::exit_status::VerbClass;
 use crate::interrupt::{self, Interrupts};
 use crate::stub::{self, StubRequest};
 use crate::{foreground, pid_file};
@@ -60,7 +61,7 @@ impl Exec {
             Interrupts::all()
         }?;
         let result = self.to_the_end(context, &interrupts);
-        interrupts.conclude(result, &context.report)
+        interrupts.conclude(result, VerbClass::Exec, &context.report)
     }
 
     fn to_the_end(&self, context: &Context, interrupts: &Interrupts) -> Outcome {

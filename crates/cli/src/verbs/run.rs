@@ -3,6 +3,7 @@
 use super::{Outcome, delete};
 use crate::bring_up::{BundleFlags, Created, bring_up, in_runc_words};
 use crate::context::{CALL, Context, snapshot};
+use crate::exit_status::VerbClass;
 use crate::interrupt::{self, Interrupts};
 use crate::{foreground, hooks};
 use bulkhead_model::{Failure, FailureKind};
@@ -37,7 +38,7 @@ impl Run {
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let interrupts = Interrupts::all()?;
         let result = self.to_the_end(context, &interrupts);
-        interrupts.conclude(result, &context.report)
+        interrupts.conclude(result, VerbClass::Run, &context.report)
     }
 
     fn to_the_end(&self, context: &Context, interrupts: &Interrupts) -> Outcome {
