@@ -57,9 +57,17 @@ async fn c24_create_gives_the_vm_its_size_before_the_agent() {
     world.create(limited("b", 150_000, 300), None).await.unwrap();
     assert_eq!(
         bench.ledger.take_order(),
-        ["set_vcpus 3", "set_memory 556", "online 3 memory=true", "create_container"]
+        [
+            "set_vcpus 3",
+            "set_memory 556",
+            "online 3 memory=true",
+            "create_container"
+        ]
     );
-    assert_eq!(saved(&bench).size.map(|size| (size.vcpus, size.memory_mib)), Some((3, 556)));
+    assert_eq!(
+        saved(&bench).size.map(|size| (size.vcpus, size.memory_mib)),
+        Some((3, 556))
+    );
     end(&bench, world, "create").await;
 }
 
@@ -92,7 +100,10 @@ async fn c13_c24_c33_stop_in_order() {
     world.stop(&id("b"), false).await.unwrap();
     let order = bench.ledger.take_order();
     assert_eq!(order[..2], ["signal 9 all=true", "remove_container"]);
-    assert!(order[2].starts_with("unmount b-0707070707070707-mnt"), "{order:?}");
+    assert!(
+        order[2].starts_with("unmount b-0707070707070707-mnt"),
+        "{order:?}"
+    );
     assert_eq!(order[3..], ["unmount rootfs", "online 1 memory=false"]);
     assert_eq!(saved(&bench).containers[&id("b")].state, State::Stopped);
     world.stop(&id("b"), false).await.unwrap();
@@ -100,7 +111,10 @@ async fn c13_c24_c33_stop_in_order() {
     // C-24: the next container has the vCPUs and the memory that are there.
     world.create(limited("c", 150_000, 300), None).await.unwrap();
     let order = bench.ledger.take_order();
-    assert_eq!(order, ["set_vcpus 3", "online 3 memory=false", "create_container"]);
+    assert_eq!(
+        order,
+        ["set_vcpus 3", "online 3 memory=false", "create_container"]
+    );
     end(&bench, world, "stop").await;
 }
 
@@ -118,8 +132,15 @@ async fn c13_tolerance_of_a_stop() {
             assert_eq!(result.is_err(), counts && !force, "{context}: {result:?}");
             let order = bench.ledger.take_order();
             if result.is_ok() {
-                assert!(order.iter().any(|what| what == "unmount rootfs"), "{context}: {order:?}");
-                assert_eq!(saved(&bench).containers[&id("b")].state, State::Stopped, "{context}");
+                assert!(
+                    order.iter().any(|what| what == "unmount rootfs"),
+                    "{context}: {order:?}"
+                );
+                assert_eq!(
+                    saved(&bench).containers[&id("b")].state,
+                    State::Stopped,
+                    "{context}"
+                );
             } else {
                 let state = world.container(&id("b")).unwrap().state();
                 assert_eq!(state, State::Running, "{context}");
@@ -161,12 +182,19 @@ async fn c33_every_host_mount_is_tried() {
             .collect();
         let expected = ["three", "two", "one"].map(|name| format!("a-0707070707070707-{name}"));
         assert_eq!(unmounted[..3], expected);
-        assert_eq!(unmounted.len(), if force { 4 } else { 3 }, "the rootfs under force only");
+        assert_eq!(
+            unmounted.len(),
+            if force { 4 } else { 3 },
+            "the rootfs under force only"
+        );
         match result {
             Ok(()) => assert!(force),
             Err(error) => {
                 assert!(!force);
-                assert!(error.failure().message.contains(stuck.to_str().unwrap()), "{error}");
+                assert!(
+                    error.failure().message.contains(stuck.to_str().unwrap()),
+                    "{error}"
+                );
             }
         }
         assert!(bench.ledger.mounts.lock().unwrap().contains(&stuck));
@@ -215,7 +243,10 @@ async fn c20_update_sizes_the_vm_before_the_agent() {
         json!({"cpu": {"quota": 400_000, "shares": 7}, "memory": {"limit": 600 << 20}, "pids": {"limit": 9}})
     );
     let stored = saved(&bench).containers[&id("b")].plan.clone();
-    assert_eq!(stored.resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("0-1"));
+    assert_eq!(
+        stored.resources.cpu().as_ref().unwrap().cpus().as_deref(),
+        Some("0-1")
+    );
     assert_eq!(stored.share.vcpus, 4);
     assert_eq!(stored.spec, vanilla, "C-07: the vanilla spec stays");
     // Less memory is given back, and so are vCPUs.
@@ -226,7 +257,10 @@ async fn c20_update_sizes_the_vm_before_the_agent() {
         ["set_memory 356", "online 2 memory=false", "update"]
     );
     // What has nothing to do with size asks nobody for one.
-    world.update(&id("b"), &resources(json!({"pids": {"limit": 3}}))).await.unwrap();
+    world
+        .update(&id("b"), &resources(json!({"pids": {"limit": 3}})))
+        .await
+        .unwrap();
     assert_eq!(bench.ledger.take_order(), ["update"]);
     end(&bench, world, "update").await;
 }
@@ -239,7 +273,10 @@ async fn c20_memory_below_use_is_refused() {
     let low = resources(json!({"memory": {"limit": 39 << 20}, "cpu": {"quota": 500_000}}));
     let error = world.update(&id("b"), &low).await.unwrap_err();
     assert_eq!(error.kind(), FailureKind::FailedPrecondition);
-    assert!(error.to_string().contains("40894464") && error.to_string().contains("41943040"), "{error}");
+    assert!(
+        error.to_string().contains("40894464") && error.to_string().contains("41943040"),
+        "{error}"
+    );
     assert_eq!(bench.ledger.take_order(), Vec::<String>::new());
     let enough = resources(json!({"memory": {"limit": 41 << 20}}));
     world.update(&id("b"), &enough).await.unwrap();
@@ -275,7 +312,15 @@ async fn c07_c08_the_patched_spec_is_what_the_agent_gets() {
     let made = bench.ledger.containers_made.lock().unwrap()[0].clone();
     assert_eq!(made.pipe_bytes, 1 << 20);
     let sent: oci::Spec = serde_json::from_slice(&made.spec).unwrap();
-    let memory = sent.linux().as_ref().unwrap().resources().as_ref().unwrap().memory().unwrap();
+    let memory = sent
+        .linux()
+        .as_ref()
+        .unwrap()
+        .resources()
+        .as_ref()
+        .unwrap()
+        .memory()
+        .unwrap();
     assert_eq!(memory.swappiness(), Some(60));
     let source = sent.mounts().as_ref().unwrap()[0].source().clone().unwrap();
     assert!(source.starts_with("/run/bulkhead/share"), "{source:?}");
@@ -310,7 +355,11 @@ async fn c32_c35_c37_storages_reach_the_agent() {
     plan.spec.set_mounts(Some(mounts.to_vec()));
     world.create(plan, None).await.unwrap();
     let made = bench.ledger.containers_made.lock().unwrap()[0].clone();
-    let drivers: Vec<_> = made.storages.iter().map(|storage| storage.driver.as_str()).collect();
+    let drivers: Vec<_> = made
+        .storages
+        .iter()
+        .map(|storage| storage.driver.as_str())
+        .collect();
     assert_eq!(drivers, ["watchable-bind", "local"]);
     assert!(bench.paths("a").share().join("watchable").is_dir());
     let shares = saved(&bench).containers[&id("a")].shares.clone();
@@ -319,7 +368,11 @@ async fn c32_c35_c37_storages_reach_the_agent() {
     for (share, storage) in shares[1..].iter().zip(&made.storages) {
         assert_eq!(share.guest_path(), std::path::Path::new(&storage.mount_point));
     }
-    assert_eq!(bench.ledger.mounts.lock().unwrap().len(), 3, "share, rootfs, config map");
+    assert_eq!(
+        bench.ledger.mounts.lock().unwrap().len(),
+        3,
+        "share, rootfs, config map"
+    );
     end(&bench, world, "storages").await;
 }
 
@@ -346,7 +399,11 @@ async fn c30_c32_a_failed_share_is_undone() {
             assert!(error.message.contains("share/watchable"), "{error}");
         }
         world.rollback(&id("a")).await;
-        assert_eq!(bench.ledger.mounts.lock().unwrap().len(), 1, "{step}: the share alone");
+        assert_eq!(
+            bench.ledger.mounts.lock().unwrap().len(),
+            1,
+            "{step}: the share alone"
+        );
         end(&bench, world, step).await;
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the mount and its mount point. Never: the share's own mount, the journal. Called by the real host.
 
 use crate::platform::Bind;
-use bulkhead_host::mount::{Tree, bind_source};
+use bulkhead_host::mount::{Propagation, Tree, bind_source};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use std::io;
@@ -33,14 +33,17 @@ pub(super) fn bind(bind: Bind<'_>) -> io::Result<()> {
         ));
     }
     bind_source(&resolved, bind.target).map_err(io::Error::other)?;
-    Tree::bind(&resolved, bind.recursive)
-        .and_then(|tree| tree.attach_at(bind.target))
-        .map_err(io::Error::other)?;
+    let tree = Tree::bind(&resolved, bind.recursive).map_err(io::Error::other)?;
+    let below = bind.share.strip_prefix(&resolved).ok().filter(|_| bind.recursive);
+    if below.is_some() {
+        // What is taken from the copy stays where it was copied from.
+        tree.propagate(Propagation::Slave, true)
+            .map_err(io::Error::other)?;
+    }
+    tree.attach_at(bind.target).map_err(io::Error::other)?;
     // A source above the share (`/`) brings the share along, and in it all that is shared already: without this
     // the guest would see it nested, and each such mount would double the next.
-    if bind.recursive
-        && let Ok(below) = bind.share.strip_prefix(&resolved)
-    {
+    if let Some(below) = below {
         detach_all(&bind.target.join(below))?;
     }
     Ok(())

@@ -267,7 +267,10 @@ fn clear_host_only(linux: &mut oci::Linux) {
 /// A container sees its own cgroup as the root. On a host with cgroup v1 engines ask for no cgroup namespace and
 /// mount the container's own directories instead, which is the same view.
 fn with_own_cgroup_view(mut namespaces: Vec<oci::LinuxNamespace>) -> Vec<oci::LinuxNamespace> {
-    if namespaces.iter().all(|ns| ns.typ() != oci::LinuxNamespaceType::Cgroup) {
+    if namespaces
+        .iter()
+        .all(|ns| ns.typ() != oci::LinuxNamespaceType::Cgroup)
+    {
         let mut own = oci::LinuxNamespace::default();
         own.set_typ(oci::LinuxNamespaceType::Cgroup);
         namespaces.push(own);

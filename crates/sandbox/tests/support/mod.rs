@@ -513,7 +513,11 @@ impl Guest for FakeGuest {
             .lock()
             .unwrap()
             .insert(container.id.to_string());
-        self.ledger.containers_made.lock().unwrap().push(container.clone());
+        self.ledger
+            .containers_made
+            .lock()
+            .unwrap()
+            .push(container.clone());
         let spec = serde_json::from_slice(&container.spec).unwrap();
         self.specs.lock().unwrap().push(spec);
         self.exits
