@@ -251,7 +251,7 @@ impl Engine {
                 }
                 None => Ok(()),
             },
-            Command::Create { plan } => return self.create(*plan, reply).await,
+            Command::Create { plan } => return self.create(plan, reply).await,
             Command::Delete { id, force } => match self.world.delete(&id, force).await {
                 Ok(true) => return Some(self.end(reply).await),
                 other => other.map(drop),
@@ -285,7 +285,7 @@ impl Engine {
 
     async fn create(
         &mut self,
-        plan: bulkhead_model::ContainerPlan,
+        plan: Box<bulkhead_model::ContainerPlan>,
         reply: oneshot::Sender<Result<Reply, Failure>>,
     ) -> Option<Vec<String>> {
         let id = plan.id.clone();
@@ -382,7 +382,7 @@ fn answer(reply: oneshot::Sender<Result<Reply, Failure>>, result: Result<Reply, 
 }
 
 enum Verb {
-    Create(bulkhead_model::ContainerPlan, Option<Attachment>),
+    Create(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
     Start(ContainerId),
     Exec(ProcessKey, Box<bulkhead_model::oci::Process>, Option<Attachment>),
     Pause(ContainerId),
@@ -404,7 +404,7 @@ impl Verb {
 
     async fn run(self, world: &mut World) -> Result<(), SandboxError> {
         match self {
-            Self::Create(plan, attachment) => world.create(plan, attachment).await,
+            Self::Create(plan, attachment) => world.create(*plan, attachment).await,
             Self::Start(id) => world.start(&id).await,
             Self::Exec(key, process, attachment) => world.exec(&key, &process, attachment).await,
             Self::Pause(id) => world.pause(&id).await,

@@ -21,7 +21,7 @@ mod watched;
 
 pub use child::{Child, Exit};
 pub use identity::{IdentityError, alive, open_exact, signal_exact, start_time, wait_gone};
-pub use watched::{Minded, Run, mind};
 pub use marker::{MARKER, marked};
 pub use namespace::Namespace;
 pub use spawn::{CgroupRefusal, Spawn, SpawnError, Started};
+pub use watched::{Minded, Run, mind};

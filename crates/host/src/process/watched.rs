@@ -44,10 +44,14 @@ pub fn mind(most: u32) -> io::Result<Minded> {
             ForkResult::Child => return Ok(Minded::Worker(Run(run))),
             ForkResult::Parent { child } => match wait(child)? {
                 WaitStatus::Exited(_, code) => {
-                    return Ok(Minded::Over { status: u8::try_from(code).unwrap_or(1) });
+                    return Ok(Minded::Over {
+                        status: u8::try_from(code).unwrap_or(1),
+                    });
                 }
                 WaitStatus::Signaled(_, signal, _) if run >= most => {
-                    return Ok(Minded::Over { status: 128 + signal as u8 });
+                    return Ok(Minded::Over {
+                        status: 128 + signal as u8,
+                    });
                 }
                 _ => run += 1,
             },
