@@ -57,6 +57,12 @@ impl Lab {
         }
     }
 
+    /// The configuration that names the guest under test; the guest lies beside it.
+    #[must_use]
+    pub fn config() -> PathBuf {
+        crate::runtime::config()
+    }
+
     /// The test's own directory.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -24,15 +24,15 @@ on_both! {
         assert_eq!(lab.status(&id), "running");
         until("the program ran", VERB, || bundle.rootfs().join("started").exists());
         let _ = lab.quick(&["start", &id]).fails(&[]);
-        let _ = lab.quick(&["delete", &id]).fails(&[&id]);
+        let _ = lab.quick(&["delete", &id]).fails(&["running"]);
         assert_eq!(lab.status(&id), "running");
 
         let _ = lab.quick(&["kill", &id, "9"]).ok();
         until("stopped", VERB, || lab.status(&id) == "stopped");
         let _ = lab.quick(&["kill", &id, "TERM"]).fails(&[]);
         let _ = lab.quick(&["delete", &id]).ok();
-        let _ = lab.quick(&["state", &id]).fails(&[&id]);
-        let _ = lab.quick(&["delete", &id]).fails(&[&id]);
+        let _ = lab.quick(&["state", &id]).fails(&["does not exist"]);
+        let _ = lab.quick(&["delete", &id]).fails(&["does not exist"]);
         // With force there is nothing to complain about.
         let _ = lab.quick(&["delete", "--force", &id]).ok();
     }

@@ -27,6 +27,14 @@ macro_rules! on_both {
     };
 }
 
+mod bad_input;
+mod crash;
 mod exec;
 mod lifecycle;
+mod limits;
+mod mounts;
+mod operator;
 mod run;
+mod size;
+mod stub;
+mod terminal;

@@ -1,0 +1,195 @@
+//! `kill -9` of each process of a sandbox: every verb answers, `delete` and `gc` leave nothing.
+
+use bulkhead_e2e::{Lab, QUICK, VERB, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+fn sigkill(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// Runs every verb; what they say is their business, that they answer is ours.
+fn every_verb_answers(lab: &Lab, id: &str) {
+    for arguments in [
+        vec!["state", id],
+        vec!["ps", id],
+        vec!["list"],
+        vec!["events", "--stats", id],
+        vec!["exec", id, "true"],
+        vec!["pause", id],
+        vec!["resume", id],
+        vec!["update", "--pids-limit", "100", id],
+        vec!["start", id],
+        vec!["inspect", id],
+        vec!["logs", id],
+        vec!["kill", id, "KILL"],
+    ] {
+        let outcome = lab.call(&arguments).within(VERB).run();
+        let errors = outcome.errors();
+        assert!(!errors.contains("panicked"), "{arguments:?}: {errors}");
+    }
+}
+
+fn sleeper(lab: &Lab) -> String {
+    let bundle = lab.bundle().script("exec sleep 600");
+    let id = lab.id();
+    lab.run_detached(&bundle, &id);
+    id
+}
+
+/// The VM, or the daemon that serves its files, is gone: so is the container.
+fn dies_while_running(role: &str) {
+    let lab = Lab::new();
+    let id = sleeper(&lab);
+    let stub = i32::try_from(lab.state(&id)["pid"].as_i64().unwrap()).unwrap();
+    sigkill(lab.pid_of(&id, role));
+    until("the container is stopped", VERB, || lab.status(&id) == "stopped");
+    until("the stub has ended", VERB, || {
+        !std::path::Path::new(&format!("/proc/{stub}")).exists()
+            || std::fs::read_to_string(format!("/proc/{stub}/stat")).is_ok_and(|s| s.contains(") Z "))
+    });
+    every_verb_answers(&lab, &id);
+    let _ = lab.quick(&["delete", &id]).ok();
+    lab.assert_clean();
+    // The same id works again.
+    let bundle = lab.bundle().script("exit 3");
+    let _ = lab.call(&["run", "--bundle", bundle.arg(), &id]).run().exits(3);
+}
+
+#[test]
+#[ignore = "needs a VM"]
+fn vmm_dies_while_running() {
+    dies_while_running("vmm");
+}
+
+#[test]
+#[ignore = "needs a VM"]
+fn daemon_dies_while_running() {
+    dies_while_running("fsd");
+}
+
+/// The guest's kernel crashes, and the agent with it.
+#[test]
+#[ignore = "needs a VM"]
+fn guest_dies_while_running() {
+    let lab = Lab::new();
+    let bundle = lab.bundle().script("exec sleep 600").with(|config| {
+        config["linux"]["readonlyPaths"] = json!([]);
+        config["linux"]["maskedPaths"] = json!([]);
+    });
+    let id = lab.id();
+    lab.run_detached(&bundle, &id);
+    let _ = lab
+        .call(&["exec", &id, "sh", "-c", "echo c > /proc/sysrq-trigger"])
+        .run();
+    until("the container is stopped", VERB, || lab.status(&id) == "stopped");
+    every_verb_answers(&lab, &id);
+    let _ = lab.quick(&["delete", &id]).ok();
+}
+
+/// C-09: a fresh supervisor takes over; the workload does not notice.
+#[test]
+#[ignore = "needs a VM"]
+fn supervisor_dies_while_running() {
+    let lab = Lab::new();
+    let bundle = lab
+        .bundle()
+        .script("n=0; while :; do n=$((n+1)); echo $n > /count; sleep 0.05; done");
+    let id = lab.id();
+    lab.run_detached(&bundle, &id);
+    let count = || {
+        std::fs::read_to_string(bundle.rootfs().join("count"))
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let vmm = lab.pid_of(&id, "vmm");
+    for _ in 0..3 {
+        sigkill(lab.pid_of(&id, "supervisor"));
+        let before = count();
+        assert_eq!(lab.status(&id), "running");
+        until("it counts on", VERB, || count() > before + 3);
+        assert_eq!(lab.pid_of(&id, "vmm"), vmm);
+        let outcome = lab
+            .call(&["exec", &id, "sh", "-c", "echo alive; exit 6"])
+            .run()
+            .exits(6);
+        assert_eq!(outcome.text(), "alive\n");
+    }
+    every_verb_answers(&lab, &id);
+    until("killed", VERB, || lab.status(&id) == "stopped");
+    let _ = lab.quick(&["delete", &id]).ok();
+}
+
+/// Without anyone who asks for the container, `gc` removes what a dead supervisor left.
+#[test]
+#[ignore = "needs a VM"]
+fn gc_removes_what_a_dead_supervisor_left() {
+    let lab = Lab::new();
+    let id = sleeper(&lab);
+    let kept = sleeper(&lab);
+    let stub = i32::try_from(lab.state(&id)["pid"].as_i64().unwrap()).unwrap();
+    let supervisor = lab.pid_of(&id, "supervisor");
+    let vmm = lab.pid_of(&id, "vmm");
+    // All at once: a stub that is left would call for a fresh supervisor.
+    sigkill(supervisor);
+    sigkill(stub);
+    sigkill(vmm);
+    let _ = lab.call(&["gc"]).run().ok();
+    let _ = lab.quick(&["state", &id]).fails(&[&id]);
+    assert_eq!(lab.status(&kept), "running");
+    lab.delete(&kept);
+    lab.assert_clean();
+    let _ = lab.call(&["gc"]).run().ok();
+}
+
+/// The process of this role as soon as the sandbox has one.
+fn early(lab: &Lab, id: &str, role: &str) -> i32 {
+    let mut found = None;
+    until("the process is there", VERB, || {
+        let tree = lab.call(&["inspect", id]).within(QUICK).run();
+        let tree: Value = serde_json::from_slice(&tree.stdout).unwrap_or_default();
+        found = tree["processes"]
+            .as_array()
+            .and_then(|all| all.iter().find(|process| process["role"] == role))
+            .and_then(|process| process["pid"].as_i64());
+        found.is_some()
+    });
+    i32::try_from(found.unwrap()).unwrap()
+}
+
+/// Killed during the boot: `create` fails with a cause, and nothing is left after `delete`.
+fn dies_at_boot(role: &str) {
+    let lab = Lab::new();
+    let bundle = lab.bundle().script("exec sleep 600");
+    let id = lab.id();
+    let creating = lab.call(&["create", "--bundle", bundle.arg(), &id]).start();
+    sigkill(early(&lab, &id, role));
+    let outcome = creating.wait();
+    if role != "supervisor" {
+        let _ = outcome.fails(&[&id]);
+    }
+    let _ = lab.call(&["delete", "--force", &id]).run().ok();
+    let _ = lab.call(&["gc"]).run().ok();
+    lab.assert_clean();
+    let _ = lab.call(&["run", "--bundle", lab.bundle().arg(), &id]).run().ok();
+}
+
+#[test]
+#[ignore = "needs a VM"]
+fn vmm_dies_at_boot() {
+    dies_at_boot("vmm");
+}
+
+#[test]
+#[ignore = "needs a VM"]
+fn daemon_dies_at_boot() {
+    dies_at_boot("fsd");
+}
+
+#[test]
+#[ignore = "needs a VM"]
+fn supervisor_dies_at_boot() {
+    dies_at_boot("supervisor");
+}
