@@ -1,5 +1,7 @@
 //! Saved state of every released version stays readable (C-09): one file each in `golden/`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bulkhead_model::{ExecId, ExitStatus, HostProcess, State};

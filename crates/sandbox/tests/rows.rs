@@ -1,5 +1,7 @@
 //! Rows of the contract that the engine holds, on fakes: state, processes, verbs in every state, recovery.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bulkhead_model::{

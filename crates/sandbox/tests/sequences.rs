@@ -2,6 +2,8 @@
 //! what it shows is what the model says, and what is saved is what it shows (C-02), also when the supervisor
 //! is killed and replaced on the way (C-09). With faults injected it may refuse more, and keeps the rest.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bulkhead_model::{ContainerId, ExecId, ExitStatus, FailureKind, State, oci};
