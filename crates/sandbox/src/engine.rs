@@ -347,9 +347,13 @@ impl Engine {
             ..
         } = self;
         let work = verb.run(world);
-        attend(work, &token, subject.as_ref(), requests, calloff, desk)
+        let result = attend(work, &token, subject.as_ref(), requests, calloff, desk)
             .await
-            .unwrap_or(Err(SandboxError::Cancelled { operation }))
+            .unwrap_or(Err(SandboxError::Cancelled { operation }));
+        if result.is_err() {
+            self.world.abandon_streams();
+        }
+        result
     }
 
     async fn refuse_all(&mut self, failure: &Failure) {

@@ -186,18 +186,26 @@ impl SavedSandbox {
                 source,
             },
         })?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Reads the content of the file `path`.
+    ///
+    /// # Errors
+    /// [`SavedError::Format`], [`SavedError::Version`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, SavedError> {
         let format = |source| SavedError::Format {
             path: path.to_owned(),
             source,
         };
-        let version: Version = serde_json::from_slice(&bytes).map_err(format)?;
+        let version: Version = serde_json::from_slice(bytes).map_err(format)?;
         if version.version > VERSION {
             return Err(SavedError::Version {
                 path: path.to_owned(),
                 version: version.version,
             });
         }
-        serde_json::from_slice(&bytes).map_err(format)
+        serde_json::from_slice(bytes).map_err(format)
     }
 
     /// As readers see it when nothing of it runs any more.

@@ -99,6 +99,8 @@ pub struct World {
     pub next_stream: StreamId,
     /// Size of the VM as its guest uses it.
     pub size: Size,
+    /// Streams connected for a process that is still being made.
+    pub pending: Vec<StreamId>,
     /// Stubs that were attached; some may have ended since.
     pub stubs: Vec<HostProcess>,
     /// `cgroup.procs` files its stubs join.
@@ -147,6 +149,7 @@ impl World {
             journal,
             containers: BTreeMap::new(),
             next_stream: 1,
+            pending: Vec::new(),
             stubs: Vec::new(),
             cgroup_procs: Vec::new(),
             state: State::Ready,

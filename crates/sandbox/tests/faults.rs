@@ -432,3 +432,27 @@ async fn a_boot_that_fails_with_kvm_is_tried_once_more_translated() {
         bench.assert_nothing_left("a", "second boot");
     }
 }
+
+/// The streams of a process that never came to be are let go, so that their readers see the end.
+#[tokio::test]
+async fn a_failed_exec_lets_go_of_its_streams() {
+    let bench = Bench::new();
+    let (handle, _engine) = bench.sandbox("a");
+    create(&handle, "a", true).await.unwrap();
+    attach(&handle, exec_key("a", "e"), 600).await.unwrap();
+    let before = bench.faults.count();
+    let process = Box::new(bulkhead_model::oci::Process::default());
+    let exec = Command::Exec {
+        key: exec_key("a", "e"),
+        process,
+    };
+    // Three streams are connected first.
+    bench.faults.fail_at(3);
+    let failure = call(&handle, exec).await.unwrap_err();
+    assert!(
+        failure.message.contains("injected into exec"),
+        "{failure} after {before} steps"
+    );
+    assert_eq!(*bench.guest.disconnected.lock().unwrap(), [4, 5, 6]);
+    call(&handle, Command::Shutdown).await.unwrap();
+}

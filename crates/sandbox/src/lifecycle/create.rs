@@ -85,6 +85,7 @@ impl World {
             pipe_bytes: self.plan.agent.container_pipe_bytes,
         };
         init.guest_pid = Some(live.guest.create_container(container).await?);
+        self.pending.clear();
         let stdio = init.stdio;
         let mut container = Container::new(plan, shares.shares, init, self.platform.now_ns());
         container.patched = Some(Box::new(shares.spec));
@@ -104,18 +105,26 @@ impl World {
             tracing::warn!(%error, container = %id, "rollback: removing the container in the guest");
         }
         if let Some(container) = self.containers.remove(id) {
-            for stream in [container.init.stdio.stdin] {
-                if let (Ok(live), true) = (self.live(), stream != 0) {
-                    live.guest.close_input(stream);
-                }
-            }
+            let stdio = container.init.stdio;
+            self.pending.extend([stdio.stdin, stdio.stdout, stdio.stderr]);
         }
+        self.abandon_streams();
         if let Err(error) = self.unshare(id).await {
             tracing::warn!(%error, container = %id, "rollback: unmounting; the sandbox's end tries again");
         }
         self.fit_logged().await;
         self.save_logged();
         self.publish();
+    }
+
+    /// Lets go of the streams of a process that never came to be: their readers see the end.
+    pub(crate) fn abandon_streams(&mut self) {
+        let streams = std::mem::take(&mut self.pending);
+        if let Ok(live) = self.live() {
+            for stream in streams.into_iter().filter(|stream| *stream != 0) {
+                live.guest.disconnect(stream);
+            }
+        }
     }
 
     /// Gives a process its streams and connects them to the stub's descriptors.
@@ -146,6 +155,7 @@ impl World {
         process.notices = Some(notices);
         let mut next = || {
             self.next_stream += 1;
+            self.pending.push(self.next_stream - 1);
             self.next_stream - 1
         };
         let mut stdio = GuestStdio {

@@ -47,15 +47,8 @@ impl World {
             path: None,
             source: e.into(),
         })?;
-        match live.guest.exec(key, json, record.stdio).await {
-            Ok(pid) => record.guest_pid = Some(pid),
-            Err(error) => {
-                if record.stdio.stdin != 0 {
-                    live.guest.close_input(record.stdio.stdin);
-                }
-                return Err(error.into());
-            }
-        }
+        record.guest_pid = Some(live.guest.exec(key, json, record.stdio).await?);
+        self.pending.clear();
         record.started_ns = Some(self.platform.now_ns());
         let stdio = record.stdio;
         self.container_mut(&key.container)?

@@ -453,6 +453,7 @@ pub struct FakeGuest {
     off: watch::Sender<bool>,
     hello: GuestHello,
     pub signals: Mutex<Vec<(ProcessKey, i32, bool)>>,
+    pub disconnected: Mutex<Vec<StreamId>>,
     /// Resources as they came with each update.
     pub updates: Mutex<Vec<serde_json::Value>>,
     /// Specs as they came with each create.
@@ -468,6 +469,7 @@ impl FakeGuest {
             off: watch::channel(false).0,
             hello: GuestHello::default(),
             signals: Mutex::default(),
+            disconnected: Mutex::default(),
             updates: Mutex::default(),
             specs: Mutex::default(),
         }
@@ -617,6 +619,9 @@ impl Guest for FakeGuest {
         self.faults.guest("connect_input")
     }
     fn close_input(&self, _: StreamId) {}
+    fn disconnect(&self, stream: StreamId) {
+        self.disconnected.lock().unwrap().push(stream);
+    }
     async fn stream_ended(&self, _: StreamId) {
         let _ = self.off.subscribe().wait_for(|off| *off).await;
     }
