@@ -15,7 +15,7 @@ use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::{Layout, SandboxPaths};
-use nix::fcntl::{Flock, OFlag};
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
@@ -127,7 +127,7 @@ fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
 }
 
 /// Starts a supervisor, which inherits the lock.
-fn spawn(layout: &Layout, id: &SandboxId, held: &Flock<File>, recover: bool) -> Result<(), Failure> {
+fn spawn(layout: &Layout, id: &SandboxId, held: &File, recover: bool) -> Result<(), Failure> {
     let this = Path::new("/proc/self/exe");
     let fail = |e: &dyn std::error::Error| {
         Failure::new(

@@ -12,7 +12,6 @@ use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId};
 use bulkhead_sandbox::host::sweep;
 use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths, SavedSandbox};
-use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,17 +20,19 @@ use std::time::Duration;
 /// A state directory without a lock file is being made; older than this it was abandoned.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// Takes the lock of a sandbox; it is held until the file is closed by every process that has it.
+/// Takes the lock of a sandbox; it is held until the file is closed by every process that has it. (Not by
+/// `nix::fcntl::Flock`, which unlocks when dropped: a supervisor that inherited the file would lose the lock with it.)
 ///
 /// # Errors
 /// `WouldBlock` when a supervisor holds it.
-pub fn lock(paths: &SandboxPaths) -> io::Result<Flock<File>> {
+pub fn lock(paths: &SandboxPaths) -> io::Result<File> {
     let file = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(paths.lock())?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+    file.try_lock()?;
+    Ok(file)
 }
 
 /// What gc did about one sandbox.
