@@ -12,6 +12,9 @@ use bulkhead_protocol::GuestStdio;
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 
+/// How many execs that have ended are remembered, for late waiters.
+const KEPT_EXECS: usize = 16;
+
 /// Tells a stub; closed when the stub is gone.
 pub type Notices = mpsc::UnboundedSender<Notice>;
 
@@ -144,6 +147,22 @@ impl Container {
         match exec {
             None => Some(&mut self.init),
             Some(id) => self.execs.get_mut(id),
+        }
+    }
+
+    /// Forgets the execs that ended longest ago, but for the newest few: a health check a second must not make the
+    /// saved state grow for ever.
+    pub fn forget_old_execs(&mut self) {
+        let mut over: Vec<(u64, ExecId)> = self
+            .execs
+            .iter()
+            .filter(|(_, process)| process.delivered)
+            .map(|(id, process)| (process.exited_ns.unwrap_or_default(), id.clone()))
+            .collect();
+        over.sort();
+        let surplus = over.len().saturating_sub(KEPT_EXECS);
+        for (_, id) in over.into_iter().take(surplus) {
+            self.execs.remove(&id);
         }
     }
 

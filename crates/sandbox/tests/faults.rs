@@ -456,3 +456,29 @@ async fn a_failed_exec_lets_go_of_its_streams() {
     assert_eq!(*bench.guest.disconnected.lock().unwrap(), [4, 5, 6]);
     call(&handle, Command::Shutdown).await.unwrap();
 }
+
+/// A health check a second does not make the saved state grow for ever.
+#[tokio::test]
+async fn ended_execs_are_forgotten_but_for_the_newest() {
+    let bench = Bench::new();
+    let (handle, _engine) = bench.sandbox("a");
+    create(&handle, "a", true).await.unwrap();
+    for n in 0..40 {
+        let key = exec_key("a", &format!("e{n}"));
+        attach(&handle, key.clone(), 600).await.unwrap();
+        let process = Box::new(bulkhead_model::oci::Process::default());
+        call(
+            &handle,
+            Command::Exec {
+                key: key.clone(),
+                process,
+            },
+        )
+        .await
+        .unwrap();
+        bench.guest.exit(key.clone(), ExitStatus::Code(0));
+        call(&handle, Command::Wait { key }).await.unwrap();
+    }
+    assert!(handle.snapshot().containers[&id("a")].execs.len() <= 17);
+    call(&handle, Command::Shutdown).await.unwrap();
+}

@@ -51,9 +51,9 @@ impl World {
         self.pending.clear();
         record.started_ns = Some(self.platform.now_ns());
         let stdio = record.stdio;
-        self.container_mut(&key.container)?
-            .execs
-            .insert(exec.clone(), record);
+        let container = self.container_mut(&key.container)?;
+        container.execs.insert(exec.clone(), record);
+        container.forget_old_execs();
         self.watch(key.clone(), stdio)?;
         self.save()?;
         self.publish();
