@@ -369,11 +369,13 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
     let guest = tokio::select! {
         guest = hello => guest?,
         exit = vm.exited() => return Err(ended("waiting for the agent", exit)),
+        () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
     };
     let configure = guest.configure(identity(yard)?);
     tokio::select! {
         done = configure => done?,
         exit = vm.exited() => return Err(ended("configuring the guest", exit)),
+        () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
     }
     Ok(Ready {
         vm,
@@ -381,6 +383,14 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         guest,
         cgroup_procs,
     })
+}
+
+/// Waits for the daemon's end; for ever without one.
+async fn end_of(fsd: Option<&Arc<dyn Daemon>>) {
+    match fsd {
+        Some(fsd) => fsd.exited().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A VM that ended while it was needed.

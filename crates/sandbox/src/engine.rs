@@ -350,10 +350,14 @@ impl Engine {
         let result = attend(work, &token, subject.as_ref(), requests, calloff, desk)
             .await
             .unwrap_or(Err(SandboxError::Cancelled { operation }));
-        if result.is_err() {
+        result.map_err(|error| {
             self.world.abandon_streams();
-        }
-        result
+            if error.lost_the_guest() {
+                self.world.told(operation, error)
+            } else {
+                error
+            }
+        })
     }
 
     async fn refuse_all(&mut self, failure: &Failure) {

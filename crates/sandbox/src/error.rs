@@ -55,7 +55,7 @@ pub enum SandboxError {
     /// The state machine has no such move (C-01).
     #[error(transparent)]
     Move(#[from] IllegalMove),
-    /// A step of the boot failed.
+    /// A step of the boot failed, or a verb lost the VM or its agent.
     #[error("sandbox {id}: {step} failed")]
     Boot {
         /// The sandbox.
@@ -74,6 +74,9 @@ pub enum SandboxError {
         /// The sandbox.
         id: SandboxId,
     },
+    /// The VM cannot go on without its files.
+    #[error("the shared-filesystem daemon ended")]
+    DaemonEnded,
     /// Called off.
     #[error("{operation} was called off by a kill or delete")]
     Cancelled {
@@ -164,7 +167,7 @@ impl SandboxError {
             | Self::Move(_)
             | Self::BelowUse { .. } => FailureKind::FailedPrecondition,
             Self::Boot { source, .. } => source.kind(),
-            Self::NoVm { .. } => FailureKind::Unavailable,
+            Self::NoVm { .. } | Self::DaemonEnded => FailureKind::Unavailable,
             Self::Cancelled { .. } => FailureKind::Cancelled,
             Self::Vmm(VmmError::Deadline { .. }) | Self::Guest(GuestError::Deadline { .. }) => {
                 FailureKind::DeadlineExceeded
@@ -177,6 +180,17 @@ impl SandboxError {
             Self::Guest(GuestError::Gone { .. }) => FailureKind::Unavailable,
             Self::Guest(_) => FailureKind::Internal,
         }
+    }
+
+    /// Whether the VM or its agent is to blame: the guest's console may say more.
+    #[must_use]
+    pub fn lost_the_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::Guest(GuestError::Gone { .. } | GuestError::Deadline { .. })
+                | Self::Vmm(VmmError::Ended { .. } | VmmError::Deadline { .. })
+                | Self::DaemonEnded
+        )
     }
 
     /// Whether a boot that failed this way may have failed for the accelerator's sake: the VM ended, could not

@@ -53,8 +53,6 @@ pub enum Event {
     },
     /// The VM process ended.
     VmEnded,
-    /// The shared-filesystem daemon ended.
-    FsdEnded,
 }
 
 /// The running parts of a sandbox.
@@ -233,6 +231,17 @@ impl World {
             .map_err(std::io::Error::other)?
     }
 
+    /// The error of a verb that lost the guest, as the reader needs it: which sandbox, which verb, what the
+    /// console said.
+    pub(crate) fn told(&self, operation: &'static str, source: SandboxError) -> SandboxError {
+        SandboxError::Boot {
+            id: self.plan.id.clone(),
+            step: operation,
+            source: Box::new(source),
+            console: self.platform.console_tail(),
+        }
+    }
+
     /// Adopts running parts and watches them.
     pub fn go_live(&self, live: Live) {
         let events = self.events.clone();
@@ -243,10 +252,17 @@ impl World {
             let _ = events.send(Event::VmEnded);
         });
         if let Some(fsd) = live.fsd.clone() {
-            let events = self.events.clone();
+            let vm = Arc::clone(&live.vm);
+            // Not by the engine's task: it may be waiting for a guest that waits for its files.
             tokio::spawn(async move {
-                fsd.exited().await;
-                let _ = events.send(Event::FsdEnded);
+                tokio::select! {
+                    _ = vm.exited() => return,
+                    () = fsd.exited() => {}
+                }
+                tracing::error!("the shared-filesystem daemon ended: the VM cannot go on without its files");
+                if let Err(error) = vm.kill(crate::lifecycle::KILL_DEADLINE).await {
+                    tracing::error!(%error, "ending the VM");
+                }
             });
         }
         tokio::spawn(crate::guest_log::follow(Arc::clone(&live.guest)));
@@ -398,20 +414,6 @@ impl World {
             }
             Event::StubGone { key, stub } => self.stub_gone(&key, stub).await,
             Event::VmEnded => self.vm_ended(),
-            Event::FsdEnded => {
-                if self.phase == Phase::Ready {
-                    tracing::error!(
-                        "the shared-filesystem daemon ended: the VM cannot go on without its files"
-                    );
-                    if let Ok(live) = self.live() {
-                        let killed = live.vm.kill(crate::lifecycle::KILL_DEADLINE).await;
-                        if let Err(error) = killed {
-                            tracing::error!(%error, "ending the VM");
-                        }
-                    }
-                    self.vm_ended();
-                }
-            }
         }
     }
 
