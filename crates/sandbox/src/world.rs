@@ -203,22 +203,23 @@ impl World {
     /// returned as text.
     pub(crate) async fn undo_since(&mut self, base: &[Entry]) -> Vec<String> {
         let mut failures = Vec::new();
+        let mut released = Vec::new();
         for (entry, resource) in self.journal.held() {
             if base.contains(&entry) {
                 continue;
             }
             let text = format!("{resource:?}");
             match self.undo(resource).await {
-                Ok(()) => {
-                    if let Err(error) = self.journal.release(entry) {
-                        tracing::warn!(%error, "writing the journal");
-                    }
-                }
+                Ok(()) => released.push(entry),
                 Err(error) => {
                     tracing::error!(%error, resource = text, "undoing");
                     failures.push(format!("{text}: {error}"));
                 }
             }
+        }
+        // One write for all: what is undone twice is success.
+        if let Err(error) = self.journal.release_all(&released) {
+            tracing::warn!(%error, "writing the journal");
         }
         failures
     }

@@ -1,4 +1,5 @@
 //! vCPUs and memory of the VM follow its containers (C-20, C-24).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::mounts::{in_pod, inside};
 use bulkhead_e2e::{Bundle, Lab};

@@ -1,0 +1,152 @@
+//! What is counted, failed and held.
+
+#![allow(unused_imports)]
+
+use super::*;
+
+use async_trait::async_trait;
+use bulkhead_model::vm::Accelerator;
+use bulkhead_model::{
+    ContainerId, ContainerPlan, ExitStatus, FailureKind, HostProcess, ProcessKey, RootfsPlan, SandboxId,
+    SandboxPlan, oci, stats::ContainerStats,
+};
+use bulkhead_protocol::{
+    Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
+    GuestStdio, StreamId,
+};
+use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
+use bulkhead_sandbox::{
+    Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
+    StdioSet, World,
+};
+use bulkhead_vmm::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Counts steps and fails one.
+#[derive(Default)]
+pub struct Faults {
+    pub steps: Mutex<Vec<&'static str>>,
+    pub fail_at: Mutex<Option<usize>>,
+    pub fail_name: Mutex<Option<&'static str>>,
+    pub hang_at: Mutex<Option<&'static str>>,
+}
+
+impl Faults {
+    /// Fails the `k`th step from now on, once.
+    pub fn fail_at(&self, k: usize) {
+        let now = self.steps.lock().unwrap().len();
+        *self.fail_at.lock().unwrap() = Some(now + k);
+    }
+
+    /// Fails the next step of this name, once.
+    pub fn fail_at_name(&self, name: &'static str) {
+        *self.fail_name.lock().unwrap() = Some(name);
+    }
+
+    /// Steps so far.
+    pub fn count(&self) -> usize {
+        self.steps.lock().unwrap().len()
+    }
+
+    /// The name of a step.
+    pub fn name(&self, k: usize) -> &'static str {
+        self.steps.lock().unwrap()[k]
+    }
+
+    /// Makes the step of this name wait for ever.
+    pub fn hang_at(&self, name: Option<&'static str>) {
+        *self.hang_at.lock().unwrap() = name;
+    }
+
+    pub fn step(&self, name: &'static str) -> io::Result<()> {
+        let mut steps = self.steps.lock().unwrap();
+        steps.push(name);
+        let mut fail_at = self.fail_at.lock().unwrap();
+        if *fail_at == Some(steps.len() - 1) {
+            *fail_at = None;
+            return Err(io::Error::other(format!("injected into {name}")));
+        }
+        let mut fail_name = self.fail_name.lock().unwrap();
+        if *fail_name == Some(name) {
+            *fail_name = None;
+            return Err(io::Error::other(format!("injected into {name}")));
+        }
+        Ok(())
+    }
+
+    pub async fn slow_step(&self, name: &'static str) -> io::Result<()> {
+        let result = self.step(name);
+        let hangs = *self.hang_at.lock().unwrap() == Some(name);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        result
+    }
+
+    pub fn guest(&self, name: &'static str) -> Result<(), GuestError> {
+        self.step(name).map_err(|e| GuestError::Refused {
+            kind: FailureKind::Internal,
+            message: e.to_string(),
+        })
+    }
+}
+
+/// What the fakes hold.
+#[derive(Default)]
+pub struct Ledger {
+    pub mounts: Mutex<BTreeSet<PathBuf>>,
+    pub cgroups: Mutex<BTreeSet<PathBuf>>,
+    pub processes: Mutex<BTreeMap<i32, &'static str>>,
+    pub guest_containers: Mutex<BTreeSet<String>>,
+    /// What was done in which order, of what tests ask about.
+    pub order: Mutex<Vec<String>>,
+    /// vCPUs the VM has, memory in MiB, vCPUs online.
+    pub size: Mutex<(u32, u32, u32)>,
+    /// What the agent was asked to make.
+    pub containers_made: Mutex<Vec<GuestContainer>>,
+    pub next_pid: AtomicI32,
+}
+
+impl Ledger {
+    /// Notes something done.
+    pub fn note(&self, what: impl Into<String>) {
+        self.order.lock().unwrap().push(what.into());
+    }
+
+    /// What was noted since the last time.
+    pub fn take_order(&self) -> Vec<String> {
+        std::mem::take(&mut *self.order.lock().unwrap())
+    }
+
+    pub fn spawn(&self, role: &'static str) -> HostProcess {
+        let pid = 1000 + self.next_pid.fetch_add(1, Ordering::SeqCst);
+        self.processes.lock().unwrap().insert(pid, role);
+        HostProcess { pid, start_time: 1 }
+    }
+
+    /// Asserts that nothing is held.
+    pub fn assert_empty(&self, context: &str) {
+        assert!(
+            self.mounts.lock().unwrap().is_empty(),
+            "{context}: mounts {:?}",
+            self.mounts
+        );
+        assert!(
+            self.cgroups.lock().unwrap().is_empty(),
+            "{context}: cgroups {:?}",
+            self.cgroups
+        );
+        assert!(
+            self.processes.lock().unwrap().is_empty(),
+            "{context}: processes {:?}",
+            self.processes
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! A VMM in memory.
+
+#![allow(unused_imports)]
+
+use super::*;
+
+use async_trait::async_trait;
+use bulkhead_model::vm::Accelerator;
+use bulkhead_model::{
+    ContainerId, ContainerPlan, ExitStatus, FailureKind, HostProcess, ProcessKey, RootfsPlan, SandboxId,
+    SandboxPlan, oci, stats::ContainerStats,
+};
+use bulkhead_protocol::{
+    Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
+    GuestStdio, StreamId,
+};
+use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
+use bulkhead_sandbox::{
+    Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
+    StdioSet, World,
+};
+use bulkhead_vmm::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+pub struct FakeVmm {
+    pub faults: Arc<Faults>,
+    pub ledger: Arc<Ledger>,
+    pub end: Arc<watch::Sender<bool>>,
+    pub guest: Arc<FakeGuest>,
+}
+
+pub struct FakeVm {
+    pub process: HostProcess,
+    pub faults: Arc<Faults>,
+    pub ledger: Arc<Ledger>,
+    pub end: Arc<watch::Sender<bool>>,
+    pub guest: Arc<FakeGuest>,
+}
+
+pub fn vmm_error(error: &io::Error) -> VmmError {
+    VmmError::Ended {
+        step: "a fake step",
+        exit: VmExit::Code(1),
+        stderr: error.to_string(),
+    }
+}
+
+#[async_trait]
+impl Vmm for FakeVmm {
+    async fn launch(&self, _: Launch) -> Result<Box<dyn Vm>, VmmError> {
+        self.faults.slow_step("launch").await.map_err(|e| vmm_error(&e))?;
+        self.end.send_replace(false);
+        Ok(Box::new(FakeVm {
+            process: self.ledger.spawn("vmm"),
+            faults: Arc::clone(&self.faults),
+            ledger: Arc::clone(&self.ledger),
+            end: Arc::clone(&self.end),
+            guest: Arc::clone(&self.guest),
+        }))
+    }
+    async fn adopt(
+        &self,
+        process: HostProcess,
+        _: bulkhead_model::VmPlan,
+        _: OwnedFd,
+    ) -> Result<Box<dyn Vm>, VmmError> {
+        self.faults.slow_step("adopt").await.map_err(|e| vmm_error(&e))?;
+        Ok(Box::new(FakeVm {
+            process,
+            faults: Arc::clone(&self.faults),
+            ledger: Arc::clone(&self.ledger),
+            end: Arc::clone(&self.end),
+            guest: Arc::clone(&self.guest),
+        }))
+    }
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    fn process(&self) -> HostProcess {
+        self.process
+    }
+    fn round_trips(&self) -> u64 {
+        3
+    }
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.faults.slow_step("resume").await.map_err(|e| vmm_error(&e))
+    }
+    async fn exited(&self) -> VmExit {
+        let _ = self.end.subscribe().wait_for(|ended| *ended).await;
+        VmExit::Signal(9)
+    }
+    async fn kill(&self, _: Duration) -> Result<(), VmmError> {
+        self.end.send_replace(true);
+        self.guest.power_off();
+        self.ledger.processes.lock().unwrap().remove(&self.process.pid);
+        self.faults.step("kill").map_err(|e| vmm_error(&e))
+    }
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        Some(self)
+    }
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Resize for FakeVm {
+    async fn vcpus(&self) -> Result<u32, VmmError> {
+        Ok(self.ledger.size.lock().unwrap().0)
+    }
+    async fn set_vcpus(&self, count: u32) -> Result<u32, VmmError> {
+        self.ledger.note(format!("set_vcpus {count}"));
+        self.faults.step("set_vcpus").map_err(|e| vmm_error(&e))?;
+        let mut size = self.ledger.size.lock().unwrap();
+        size.0 = size.0.max(count);
+        Ok(size.0)
+    }
+    async fn set_memory(&self, mib: u32) -> Result<u32, VmmError> {
+        self.ledger.note(format!("set_memory {mib}"));
+        self.faults.step("set_memory").map_err(|e| vmm_error(&e))?;
+        self.ledger.size.lock().unwrap().1 = mib;
+        Ok(mib)
+    }
+}
+
+#[async_trait]
+impl Hotplug for FakeVm {
+    async fn plug(&self, device: DeviceRequest, _: Vec<OwnedFd>) -> Result<Plugged, VmmError> {
+        self.faults.slow_step("plug").await.map_err(|e| vmm_error(&e))?;
+        let DeviceRequest::SharedFs { id, .. } = device else {
+            panic!("only a share is expected")
+        };
+        Ok(Plugged {
+            id,
+            pci_path: "02/00".into(),
+        })
+    }
+    async fn unplug(&self, _: &str, _: Duration) -> Result<(), VmmError> {
+        self.faults.step("unplug").map_err(|e| vmm_error(&e))
+    }
+}
