@@ -64,6 +64,14 @@ pub(crate) enum TaskError {
     /// The contract cannot be read.
     #[error("docs/contract.md, row {0}: expected once, as a line `| id | promise |`")]
     ContractRow(String),
+    /// No such fuzz target.
+    #[error("no fuzz target {name:?}: expected one of {known}")]
+    FuzzTarget {
+        /// Asked for.
+        name: String,
+        /// All there are.
+        known: String,
+    },
     /// Tests failed.
     #[error("{0} tests failed")]
     Tests(u64),

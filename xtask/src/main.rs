@@ -14,6 +14,7 @@ mod contract;
 mod demo;
 mod error;
 mod floors;
+mod fuzz;
 mod lint;
 mod rules;
 mod setup;
@@ -52,6 +53,8 @@ enum Task {
     Lint,
     /// List the rows of the contract and their tests; fails for a row without one
     Contract,
+    /// Run every fuzz target for a while; needs a nightly compiler
+    Fuzz(fuzz::FuzzArguments),
     /// What CI runs: lint, then every test
     Ci,
 }
@@ -86,6 +89,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
             lint::run(&workspace)
         }
         Task::Contract => contract::run(&workspace),
+        Task::Fuzz(arguments) => fuzz::run(&workspace, arguments),
         Task::Ci => {
             setup::run()?;
             lint::run(&workspace)?;

@@ -74,6 +74,14 @@ impl Tool {
         self
     }
 
+    /// Takes environment variables away.
+    pub(crate) fn without_env(mut self, keys: &[&str]) -> Self {
+        for key in keys {
+            self.command.env_remove(key);
+        }
+        self
+    }
+
     /// Ends it after this long.
     pub(crate) fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
