@@ -6,6 +6,8 @@
     reason = "test helpers outside of test functions"
 )]
 
+mod lab;
+
 #[allow(
     dead_code,
     unused_imports,
@@ -14,225 +16,17 @@
 #[path = "../src/stub/mod.rs"]
 mod stub;
 
-use bulkhead_host::deadline::Deadline;
-use bulkhead_host::{fdpass, process, pty};
-use bulkhead_model::{ContainerPlan, ExitStatus, Failure, FailureKind, ProcessKey};
+use bulkhead_host::{process, pty};
+use bulkhead_model::{ExitStatus, Failure, FailureKind};
 use bulkhead_sandbox::{Command, Notice, Reply, StdioSet};
 use bulkhead_shim::Message;
+use lab::*;
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
-use std::time::Duration;
-use stub::{Stdio, Stub, StubError, StubRequest};
-
-const LONG: Duration = Duration::from_secs(120);
-
-fn pipe() -> (OwnedFd, OwnedFd) {
-    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap()
-}
-
-/// A bundle with a busybox root, a volume beside it, and a secret that nobody may reach.
-struct Bundle {
-    dir: tempfile::TempDir,
-    marker: String,
-}
-
-impl Bundle {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let bundle = Self {
-            marker: format!("stub-test-{}", dir.path().file_name().unwrap().to_str().unwrap()),
-            dir,
-        };
-        let root = bundle.path("rootfs");
-        for name in ["bin", "proc", "dev", "etc", "vol", "ro", "tmp", "sys"] {
-            std::fs::create_dir_all(root.join(name)).unwrap();
-        }
-        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        std::fs::write(root.join("etc/name"), "container").unwrap();
-        std::fs::create_dir(bundle.path("volume")).unwrap();
-        std::fs::write(bundle.path("volume/file"), "volume").unwrap();
-        std::fs::write(bundle.path("secret"), "host").unwrap();
-        bundle
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().canonicalize().unwrap().join(name)
-    }
-
-    fn plan(&self, change: impl FnOnce(&mut serde_json::Value)) -> ContainerPlan {
-        let mut spec = json!({
-            "ociVersion": "1.0.2",
-            "root": { "path": "rootfs" },
-            "hostname": "inside",
-            "mounts": [
-                { "destination": "/proc", "type": "proc", "source": "proc" },
-                { "destination": "/vol", "type": "bind", "source": "volume", "options": ["rbind"] },
-                { "destination": "/ro", "type": "bind", "source": self.path("volume"), "options": ["bind", "ro"] },
-                { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m", "nosuid"] },
-                { "destination": "/not/there", "type": "bind", "source": "volume", "options": ["rbind"] },
-            ],
-            "linux": { "namespaces": [{ "type": "network" }], "maskedPaths": ["/proc/meminfo"] },
-        });
-        change(&mut spec);
-        serde_json::from_value(json!({
-            "id": "c",
-            "bundle": self.path(""),
-            "rootfs": { "path": self.path("rootfs"), "readonly": spec["root"]["readonly"] == json!(true) },
-            "spec": spec,
-            "creates_sandbox": true,
-        }))
-        .unwrap()
-    }
-
-    fn request(&self, stdio: Stdio) -> StubRequest {
-        self.request_of(&self.plan(|_| {}), stdio)
-    }
-
-    fn request_of(&self, plan: &ContainerPlan, stdio: Stdio) -> StubRequest {
-        let mut request = StubRequest::for_container(plan, self.path("ctl"), &self.marker, stdio);
-        request.program = Some(env!("CARGO_BIN_EXE_bulkhead").into());
-        request
-    }
-
-    fn exec_request(&self, container: &Stub, exec: &str) -> StubRequest {
-        let key: ProcessKey = serde_json::from_value(json!({ "container": "c", "exec": exec })).unwrap();
-        let (ctl, stdio) = (self.path("ctl"), no_streams());
-        let mut request = StubRequest::for_exec(key, container.process(), ctl, &self.marker, stdio);
-        request.program = Some(env!("CARGO_BIN_EXE_bulkhead").into());
-        request
-    }
-
-    /// A socket to connect to, and nobody behind it.
-    fn listen(&self) -> UnixListener {
-        let path = self.path("ctl");
-        let _ = std::fs::remove_file(&path);
-        UnixListener::bind(path).unwrap()
-    }
-
-    /// Nothing of this test may run any more.
-    fn assert_no_processes(&self) {
-        let left: Vec<_> = process::marked(None)
-            .unwrap()
-            .into_iter()
-            .filter(|(_, _, mark)| mark.starts_with(&self.marker))
-            .collect();
-        assert_eq!(left, []);
-    }
-}
-
-/// The other end of a stub's connection.
-struct Supervisor {
-    stream: UnixStream,
-    fds: Vec<OwnedFd>,
-    attach: Command,
-}
-
-impl Supervisor {
-    /// Listens, takes one attach and answers it with `answer`.
-    fn start(bundle: &Bundle, answer: Message) -> JoinHandle<Self> {
-        let listener = bundle.listen();
-        std::thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(LONG)).unwrap();
-            let mut length = [0; 4];
-            let (n, fds) = fdpass::receive(stream.as_fd(), &mut length, 3, Deadline::after(LONG)).unwrap();
-            assert_eq!(n, 4);
-            let mut body = vec![0; u32::from_le_bytes(length) as usize];
-            (&stream).read_exact(&mut body).unwrap();
-            let mut this = Self {
-                stream,
-                fds,
-                attach: serde_json::from_slice(&body).unwrap(),
-            };
-            this.tell(&answer);
-            this
-        })
-    }
-
-    fn tell(&mut self, message: &Message) {
-        let body = serde_json::to_vec(message).unwrap();
-        let length = u32::try_from(body.len()).unwrap();
-        self.stream.write_all(&length.to_le_bytes()).unwrap();
-        self.stream.write_all(&body).unwrap();
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        self.tell(&Message::Notice(notice));
-    }
-
-    /// The next command; `None` at the end of the connection.
-    fn hear(&mut self) -> Option<Command> {
-        let mut length = [0; 4];
-        match self.stream.read_exact(&mut length) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return None,
-            result => result.unwrap(),
-        }
-        let mut body = vec![0; u32::from_le_bytes(length) as usize];
-        self.stream.read_exact(&mut body).unwrap();
-        Some(serde_json::from_slice(&body).unwrap())
-    }
-}
-
-fn start(bundle: &Bundle, request: StubRequest) -> (Stub, Supervisor) {
-    let supervisor = Supervisor::start(bundle, Message::Ok(Reply::Done));
-    let stub = stub::spawn(request).unwrap_or_else(|error| panic!("{error}: {error:?}"));
-    (stub, supervisor.join().unwrap())
-}
-
-fn no_streams() -> Stdio {
-    Stdio::Streams {
-        stdin: None,
-        stdout: None,
-        stderr: None,
-    }
-}
-
-fn exited(code: u8) -> Notice {
-    Notice::Exited {
-        status: ExitStatus::Code(code),
-    }
-}
-
-/// Runs busybox where the stub lives, as an engine does: by the namespaces of its pid.
-fn inside(stub: &Stub, args: &[&str]) -> std::process::Output {
-    std::process::Command::new("nsenter")
-        .arg(format!("--target={}", stub.process().pid))
-        .args([
-            "--mount",
-            "--pid",
-            "--ipc",
-            "--uts",
-            "--net",
-            "--",
-            "/bin/busybox",
-        ])
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn says(stub: &Stub, args: &[&str]) -> String {
-    let output = inside(stub, args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-fn namespace(pid: i32, name: &str) -> (u64, u64) {
-    let meta = std::fs::metadata(format!("/proc/{pid}/ns/{name}")).unwrap();
-    (meta.dev(), meta.ino())
-}
-
-const ALL: [&str; 5] = ["mnt", "pid", "ipc", "uts", "net"];
+use std::os::fd::AsFd;
+use std::path::Path;
+use stub::{Stdio, StubError};
 
 #[test]
 #[ignore = "needs root"]
@@ -552,15 +346,21 @@ fn a_killed_stub_ends_its_connection() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_stub_without_a_supervisor_says_so_and_ends() {
+fn a_stub_without_a_supervisor_says_so_and_reports_to_the_next_one() {
     let bundle = Bundle::new();
     let log = bundle.path("log");
     let mut request = bundle.request(no_streams());
     let file = File::options().append(true).create(true).open(&log).unwrap();
     request.log = Some(file.into());
+    let successors =
+        bulkhead_sandbox::layout::stub_socket(request.control_socket.parent().unwrap(), &request.key);
     let (stub, supervisor) = start(&bundle, request);
+    let first = supervisor.attach.clone();
     drop(supervisor);
-    assert_eq!(stub.wait(LONG).unwrap(), Some(255));
+    let mut next = Supervisor::succeed(&successors);
+    assert_eq!(next.attach, first, "a fresh supervisor is told the same");
+    next.notice(exited(4));
+    assert_eq!(stub.wait(LONG).unwrap(), Some(4));
     let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
     assert!(line["msg"].as_str().unwrap().contains("supervisor"), "{line}");
     assert_eq!(line["process"], "c");

@@ -1,7 +1,5 @@
 //! What is counted, failed and held.
 
-#![allow(unused_imports)]
-
 use super::*;
 
 use async_trait::async_trait;

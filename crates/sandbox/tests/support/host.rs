@@ -1,7 +1,5 @@
 //! A host in memory.
 
-#![allow(unused_imports)]
-
 use super::*;
 
 use async_trait::async_trait;

@@ -3,7 +3,7 @@
 //! Every fallible call is one step of [`Faults`]; a run without faults counts them, then each is failed in
 //! turn. What is acquired is kept in a ledger that must be empty in the end.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, unused_imports)]
 
 mod faults;
 mod guest;

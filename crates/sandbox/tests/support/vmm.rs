@@ -1,7 +1,5 @@
 //! A VMM in memory.
 
-#![allow(unused_imports)]
-
 use super::*;
 
 use async_trait::async_trait;
