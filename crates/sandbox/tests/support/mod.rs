@@ -3,7 +3,14 @@
 //! Every fallible call is one step of [`Faults`]; a run without faults counts them, then each is failed in
 //! turn. What is acquired is kept in a ledger that must be empty in the end.
 
-#![allow(dead_code, unreachable_pub, missing_docs, unused_imports)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    unused_imports,
+    clippy::unwrap_used,
+    clippy::expect_used
+)]
 
 mod faults;
 mod guest;
