@@ -201,6 +201,15 @@ impl Lab {
         i32::try_from(pid).unwrap()
     }
 
+    /// Process id of a role by the marker in its environment: also while the sandbox is still being made.
+    #[must_use]
+    pub fn marked(&self, id: &str, role: &str) -> Option<i32> {
+        let id = SandboxId::new(id.to_owned()).unwrap();
+        let marker = Layout::new(&self.root).sandbox(&id).marker;
+        let found = bulkhead_host::process::marked(Some(&format!("{marker}/{role}"))).unwrap();
+        found.first().map(|(pid, ..)| *pid)
+    }
+
     /// What is left of the test right now.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {

@@ -1,9 +1,9 @@
 //! `kill -9` of each process of a sandbox: every verb answers, `delete` and `gc` leave nothing.
 
-use bulkhead_e2e::{Lab, QUICK, VERB, until};
+use bulkhead_e2e::{Lab, VERB, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn sigkill(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -148,15 +148,10 @@ fn gc_removes_what_a_dead_supervisor_left() {
 fn early(lab: &Lab, id: &str, role: &str) -> i32 {
     let mut found = None;
     until("the process is there", VERB, || {
-        let tree = lab.call(&["inspect", id]).within(QUICK).run();
-        let tree: Value = serde_json::from_slice(&tree.stdout).unwrap_or_default();
-        found = tree["processes"]
-            .as_array()
-            .and_then(|all| all.iter().find(|process| process["role"] == role))
-            .and_then(|process| process["pid"].as_i64());
+        found = lab.marked(id, role);
         found.is_some()
     });
-    i32::try_from(found.unwrap()).unwrap()
+    found.unwrap()
 }
 
 /// Killed during the boot: `create` fails with a cause, and nothing is left after `delete`.

@@ -2,6 +2,8 @@
 //!
 //! Run by `cargo xtask test`. A test that ends well has left nothing behind: its [`bulkhead_e2e::Lab`] looks.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 /// Makes two tests of one body: on the runtime under test and on runc, which proves the test.
 macro_rules! on_both {
     ($(#[$doc:meta])* fn $name:ident($lab:ident) $body:block) => {
