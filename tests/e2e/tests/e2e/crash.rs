@@ -132,7 +132,8 @@ fn gc_removes_what_a_dead_supervisor_left() {
     let stub = i32::try_from(lab.state(&id)["pid"].as_i64().unwrap()).unwrap();
     let supervisor = lab.pid_of(&id, "supervisor");
     let vmm = lab.pid_of(&id, "vmm");
-    // All at once: a stub that is left would call for a fresh supervisor.
+    // A stub that notices would call for a fresh supervisor.
+    kill(Pid::from_raw(stub), Signal::SIGSTOP).unwrap();
     sigkill(supervisor);
     sigkill(stub);
     sigkill(vmm);

@@ -47,13 +47,15 @@ on_both! {
 #[ignore = "needs a VM"]
 fn inspect_and_logs_of_a_live_sandbox() {
     let lab = Lab::new();
-    // Options after the id are accepted too.
     let bundle = lab.bundle().script("exec sleep 600");
     let id = lab.id();
-    let _ = lab
-        .call(&["run", &id, "--bundle", bundle.arg(), "--detach"])
-        .run()
-        .ok();
+    let debug = lab.dir().join("debug.toml");
+    let text = std::fs::read_to_string(Lab::config()).unwrap();
+    std::fs::write(&debug, text + "enable_debug = true\n").unwrap();
+    let options = ["--config", debug.to_str().unwrap()];
+    // Options after the id are accepted too.
+    let arguments = ["run", &id, "--bundle", bundle.arg(), "--detach"];
+    let _ = lab.call_with(&options, &arguments).run().ok();
     let tree = lab.quick(&["inspect", &id]).ok().json();
     for role in ["supervisor", "vmm", "fsd", "stub"] {
         let found = tree["processes"]
@@ -70,11 +72,10 @@ fn inspect_and_logs_of_a_live_sandbox() {
         assert!(!tree[key].is_null(), "no {key}");
     }
     let log = lab.quick(&["logs", &id]).ok().text();
-    assert!(log.lines().count() > 3, "{log}");
-    assert!(
-        log.contains("Linux") || log.contains("console"),
-        "no console in: {log}"
-    );
+    let stamps: Vec<&str> = log.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(stamps.len() > 3 && stamps.is_sorted(), "{log}");
+    // With debugging on, the guest's kernel speaks on the console.
+    assert!(log.contains("Linux version"), "no console in: {log}");
     lab.delete(&id);
 }
 
