@@ -1,6 +1,8 @@
 //! Fault injection: every step of create, start, stop and delete fails once; nothing is left and the id is
 //! free again (C-10 to C-15, design rules 2 and 3).
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bulkhead_model::{ExitStatus, FailureKind, State};

@@ -1,6 +1,8 @@
 //! Sharing files and giving size, on the fake host: order, tolerance, faults (C-07, C-08, C-13, C-20, C-24,
 //! C-30 to C-37).
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bulkhead_model::{ContainerPlan, FailureKind, SandboxPlan, State, oci};
