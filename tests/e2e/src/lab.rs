@@ -201,13 +201,14 @@ impl Lab {
         i32::try_from(pid).unwrap()
     }
 
-    /// Process id of a role by the marker in its environment: also while the sandbox is still being made.
+    /// Processes of a role by the marker in their environment: also while the sandbox is still being made.
+    /// The supervisor's are two, the one that works and the one that minds it.
     #[must_use]
-    pub fn marked(&self, id: &str, role: &str) -> Option<i32> {
+    pub fn marked(&self, id: &str, role: &str) -> Vec<i32> {
         let id = SandboxId::new(id.to_owned()).unwrap();
         let marker = Layout::new(&self.root).sandbox(&id).marker;
         let found = bulkhead_host::process::marked(Some(&format!("{marker}/{role}"))).unwrap();
-        found.first().map(|(pid, ..)| *pid)
+        found.into_iter().map(|(pid, ..)| pid).collect()
     }
 
     /// What is left of the test right now.
