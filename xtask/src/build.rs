@@ -56,7 +56,8 @@ pub(crate) fn bulkhead_path(workspace: &Workspace, profile: Profile) -> PathBuf 
     workspace.target().join(dir).join("bulkhead")
 }
 
-fn agent_path(workspace: &Workspace) -> PathBuf {
+/// Path of the static agent.
+pub(crate) fn agent_path(workspace: &Workspace) -> PathBuf {
     agent_target(workspace)
         .join(AGENT_TARGET)
         .join("release/bulkhead-agent")

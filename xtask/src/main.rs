@@ -8,6 +8,7 @@
 //! Owns: what a developer or a CI machine runs. Never: linked into the product. It builds without any of the
 //! product's system libraries, since it is what installs them.
 
+mod bench;
 mod build;
 mod bundle;
 mod contract;
@@ -55,6 +56,9 @@ enum Task {
     Contract,
     /// Run every fuzz target for a while; needs a nightly compiler
     Fuzz(fuzz::FuzzArguments),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// What CI runs: lint, then every test
     Ci,
 }
@@ -90,6 +94,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
         }
         Task::Contract => contract::run(&workspace),
         Task::Fuzz(arguments) => fuzz::run(&workspace, arguments),
+        Task::Bench(bench) => bench::run(&workspace, bench),
         Task::Ci => {
             setup::run()?;
             lint::run(&workspace)?;

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Long enough for a clean build on a slow machine.
@@ -27,6 +28,8 @@ pub(crate) struct Tool {
 pub(crate) struct Outcome {
     /// Standard output.
     pub(crate) stdout: String,
+    /// Standard error, when asked for.
+    pub(crate) stderr: String,
     /// How it ended.
     pub(crate) status: ExitStatus,
 }
@@ -99,22 +102,31 @@ impl Tool {
     /// Runs it quietly and returns what it wrote, whatever its status; standard error goes nowhere
     /// unless asked for.
     pub(crate) fn outcome(mut self) -> Result<Outcome, TaskError> {
-        self.command.stdout(Stdio::piped());
         if self.quiet {
             self.command.stderr(Stdio::null());
         }
+        self.gather()
+    }
+
+    /// The same, with standard error in the outcome.
+    pub(crate) fn outcome_with_errors(mut self) -> Result<Outcome, TaskError> {
+        self.command.stderr(Stdio::piped());
+        self.gather()
+    }
+
+    fn gather(mut self) -> Result<Outcome, TaskError> {
+        self.command.stdout(Stdio::piped());
         let mut child = self.spawn()?;
-        let reader = child.stdout.take().map(|mut out| {
-            std::thread::spawn(move || {
-                let mut text = Vec::new();
-                // What was read before an error is what there is.
-                let _ = out.read_to_end(&mut text);
-                String::from_utf8_lossy(&text).into_owned()
-            })
-        });
+        let stdout = child.stdout.take().map(in_background);
+        let stderr = child.stderr.take().map(in_background);
         let status = self.wait(child)?;
-        let stdout = reader.and_then(|r| r.join().ok()).unwrap_or_default();
-        Ok(Outcome { stdout, status })
+        let text =
+            |reader: Option<JoinHandle<String>>| reader.and_then(|r| r.join().ok()).unwrap_or_default();
+        Ok(Outcome {
+            stdout: text(stdout),
+            stderr: text(stderr),
+            status,
+        })
     }
 
     /// Leaves standard error where it is.
@@ -208,6 +220,15 @@ impl Tool {
             source,
         }
     }
+}
+
+fn in_background(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // What was read before an error is what there is.
+        let _ = stream.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,32 @@
+//! `bench`: what a start costs, measured side by side in one run.
+//!
+//! Times vary with the machine and its load, so the competitors take turns and only medians of one run are compared.
+//! Counts (round trips, calls, processes) do not vary: they are what to watch.
+
+mod bare;
+mod figures;
+mod start;
+
+use crate::error::TaskError;
+use crate::workspace::Workspace;
+
+/// What to measure.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(crate) enum Bench {
+    /// Cold `run` of `true` against the bare kernel in QEMU, runc and crun
+    Start {
+        /// Rounds; the medians of this many are printed
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
+}
+
+/// Runs a bench and prints its table.
+pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(TaskError::NeedsRoot("the bench"));
+    }
+    match bench {
+        Bench::Start { rounds } => start::run(workspace, (*rounds).max(1)),
+    }
+}

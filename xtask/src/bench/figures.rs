@@ -1,0 +1,75 @@
+//! Medians and tables.
+
+use std::time::Duration;
+
+/// Samples of one competitor; empty when it cannot run here.
+#[derive(Debug, Default)]
+pub(super) struct Series {
+    samples: Vec<Duration>,
+    /// Why it cannot run here.
+    pub(super) refused: Option<String>,
+}
+
+impl Series {
+    /// Adds a sample.
+    pub(super) fn add(&mut self, sample: Duration) {
+        self.samples.push(sample);
+    }
+
+    /// The median in seconds.
+    pub(super) fn median(&self) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.samples.iter().map(Duration::as_secs_f64).collect();
+        sorted.sort_by(f64::total_cmp);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        if sorted.len() % 2 == 1 {
+            return Some(upper);
+        }
+        let lower = *sorted.get(sorted.len() / 2 - 1)?;
+        Some((lower + upper) / 2.0)
+    }
+
+    /// Median and range for a table cell.
+    pub(super) fn cell(&self) -> String {
+        let (Some(median), Some(least), Some(most)) = (
+            self.median(),
+            self.samples.iter().min(),
+            self.samples.iter().max(),
+        ) else {
+            return format!("– ({})", self.refused.as_deref().unwrap_or("not run"));
+        };
+        format!(
+            "{median:.3} s ({:.3}–{:.3})",
+            least.as_secs_f64(),
+            most.as_secs_f64()
+        )
+    }
+}
+
+/// A Markdown table.
+pub(super) fn table(head: [&str; 2], rows: &[(String, String)]) -> String {
+    let mut text = format!("| {} | {} |\n| --- | --- |\n", head[0], head[1]);
+    for (name, value) in rows {
+        text.push_str(&format!("| {name} | {value} |\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_cells() {
+        let mut series = Series::default();
+        assert_eq!(series.median(), None);
+        series.refused = Some("no".into());
+        assert_eq!(series.cell(), "– (no)");
+        for ms in [300, 100, 200] {
+            series.add(Duration::from_millis(ms));
+        }
+        assert_eq!(series.median(), Some(0.2));
+        series.add(Duration::from_millis(400));
+        assert!((series.median().unwrap() - 0.25).abs() < 1e-9);
+        assert_eq!(series.cell(), "0.250 s (0.100–0.400)");
+    }
+}

@@ -1,0 +1,179 @@
+//! `bench start`: a cold start against its floor and its rivals.
+
+use super::bare::Bare;
+use super::figures::{Series, table};
+use crate::build::{self, Profile};
+use crate::bundle;
+use crate::error::TaskError;
+use crate::setup;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const RUN_DEADLINE: Duration = Duration::from_secs(180);
+
+/// The binary under test and where it keeps state.
+struct Subject<'a> {
+    workspace: &'a Workspace,
+    bulkhead: PathBuf,
+    work: PathBuf,
+}
+
+impl Subject<'_> {
+    fn call(&self, arguments: &[&str]) -> Tool {
+        Tool::new(&self.bulkhead)
+            .arg("--config")
+            .arg(self.workspace.config())
+            .arg("--root")
+            .arg(self.work.join("state"))
+            .args(arguments)
+            .deadline(RUN_DEADLINE)
+    }
+}
+
+/// Measures and prints.
+pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError> {
+    setup::run()?;
+    let made = build::all(workspace, Profile::Release)?;
+    let work = workspace.target().join("bench");
+    let subject = Subject {
+        workspace,
+        bulkhead: made.bulkhead,
+        work: work.clone(),
+    };
+    let quick = bundle::make(&work.join("quick"), &["true"])?;
+    let idle = bundle::make(&work.join("idle"), &["sleep", "600"])?;
+
+    let (tree, memory) = look_inside(&subject, &idle)?;
+    let vmm = pid_of(&tree, "vmm").unwrap_or_default();
+    let bare = Bare::like(vmm, &workspace.guest(), &work);
+    let _ = subject.call(&["delete", "--force", "bench-idle"]).outcome()?;
+    let bare = bare?;
+
+    let mut ours = Series::default();
+    let mut floor = Series::default();
+    let mut runc = Series::default();
+    let mut crun = Series::default();
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        let id = format!("bench-{round}");
+        let mine = subject.call(&["run", "--bundle"]).arg(&quick).arg(&id);
+        measure(mine, &mut ours)?;
+        floor.add(bare.boot()?);
+        for (program, series) in [("runc", &mut runc), ("crun", &mut crun)] {
+            let root = work.join(program);
+            let rival = Tool::new(program)
+                .arg("--root")
+                .arg(&root)
+                .args(["run", "--bundle"]);
+            measure(rival.arg(&quick).arg(&id).deadline(RUN_DEADLINE), series)?;
+        }
+    }
+    let text = report(&subject, rounds, [&ours, &floor, &runc, &crun], &tree, &memory)?;
+    let file = work.join("start.md");
+    std::fs::write(&file, &text).map_err(|e| TaskError::io(&file, e))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// One sample; a program that fails the first time is not asked again.
+fn measure(tool: Tool, series: &mut Series) -> Result<(), TaskError> {
+    if series.refused.is_some() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let outcome = tool.outcome_with_errors()?;
+    if outcome.status.success() {
+        series.add(start.elapsed());
+    } else {
+        let first = outcome.stderr.lines().next().unwrap_or("it failed").trim();
+        series.refused = Some(first.to_owned());
+    }
+    Ok(())
+}
+
+/// A running sandbox: its tree, and the proportional set size of each process in KiB.
+fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String, u64)>), TaskError> {
+    subject
+        .call(&["run", "--detach", "--bundle"])
+        .arg(idle)
+        .arg("bench-idle")
+        .show_errors()
+        .output()?;
+    let text = subject.call(&["inspect", "bench-idle"]).output()?;
+    let tree: Value = serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))?;
+    let mut memory = Vec::new();
+    for process in tree["processes"].as_array().into_iter().flatten() {
+        let role = process["role"].as_str().unwrap_or_default().to_owned();
+        if let Some(kib) = process["pid"].as_i64().and_then(pss_kib) {
+            memory.push((role, kib));
+        }
+    }
+    Ok((tree, memory))
+}
+
+fn pid_of(tree: &Value, role: &str) -> Option<i64> {
+    let all = tree["processes"].as_array()?;
+    all.iter().find(|process| process["role"] == role)?["pid"].as_i64()
+}
+
+/// Pss of smaps_rollup, proc_pid_smaps_rollup(5).
+fn pss_kib(pid: i64) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn report(
+    subject: &Subject<'_>,
+    rounds: usize,
+    [ours, floor, runc, crun]: [&Series; 4],
+    tree: &Value,
+    memory: &[(String, u64)],
+) -> Result<String, TaskError> {
+    let mut rows = vec![
+        ("`bulkhead run` true, cold".to_owned(), ours.cell()),
+        (
+            "bare kernel in QEMU, to its first process".to_owned(),
+            floor.cell(),
+        ),
+        ("`runc run` true".to_owned(), runc.cell()),
+        ("`crun run` true".to_owned(), crun.cell()),
+    ];
+    if let (Some(ours), Some(floor)) = (ours.median(), floor.median()) {
+        let aim = 1.15 * floor + 0.2;
+        let value = format!("{:.2} × (aim: at most {aim:.2} s = 1.15 × + 0.2 s)", ours / floor);
+        rows.push(("cold start against the bare kernel".to_owned(), value));
+    }
+    let counters = &tree["counters"];
+    for (name, key) in [
+        ("QMP round trips to the first container", "qmp"),
+        ("agent calls to the first container", "agent"),
+        ("processes spawned by the supervisor", "spawned"),
+    ] {
+        rows.push((name.to_owned(), counters[key].to_string()));
+    }
+    let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+    let mut sum = 0;
+    for (role, kib) in memory {
+        rows.push((format!("memory of an idle sandbox (PSS): {role}"), mib(*kib)));
+        sum += kib;
+    }
+    rows.push(("memory of an idle sandbox (PSS): all".to_owned(), mib(sum)));
+    for (name, path) in [
+        ("host binary".to_owned(), subject.bulkhead.clone()),
+        ("agent".to_owned(), build::agent_path(subject.workspace)),
+    ] {
+        let bytes = std::fs::metadata(&path)
+            .map_err(|e| TaskError::io(&path, e))?
+            .len();
+        rows.push((
+            format!("size of the {name}"),
+            format!("{:.1} MB", bytes as f64 / 1e6),
+        ));
+    }
+    let title = format!("Medians of {rounds}, in one run, taking turns (range in brackets).\n\n");
+    Ok(title + &table(["what", "value"], &rows))
+}
