@@ -12,7 +12,7 @@ use bulkhead_model::{
 use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply, SavedSandbox};
 use bulkhead_shim::{Client, launch};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For what a supervisor answers from memory.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
@@ -23,6 +23,9 @@ pub(crate) const CALL: Duration = Duration::from_secs(120);
 
 /// For calls that may wait for a boot and for everything that follows one.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
+
+/// How long a supervisor that was killed may take to be replaced by one that answers.
+const REACH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The surroundings of a verb.
 #[derive(Debug, Clone)]
@@ -101,8 +104,7 @@ impl Context {
     /// the supervisor reports.
     pub(crate) fn find(&self, id: &str) -> Result<Found, Failure> {
         let id = Self::id(id)?;
-        let mut client = self.client(&id)?;
-        let snapshot = snapshot(&mut client)?;
+        let (client, snapshot) = self.reach(&self.sandbox_of(&id)?)?;
         match snapshot.containers.get(&id).cloned() {
             Some(container) => Ok(Found {
                 client,
@@ -115,15 +117,30 @@ impl Context {
 }
 
 impl Context {
+    /// A supervisor that answers, and what it answered. One that was killed with our connection in its queue is
+    /// not the last word: its successor is.
+    fn reach(&self, sandbox: &SandboxId) -> Result<(Client, SandboxSnapshot), Failure> {
+        let end = Instant::now() + REACH_DEADLINE;
+        loop {
+            let mut client = launch::connect(&self.layout, sandbox)?;
+            match snapshot(&mut client) {
+                Ok(snapshot) => return Ok((client, snapshot)),
+                Err(failure) if failure.kind == FailureKind::Unavailable && Instant::now() < end => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
     /// What a sandbox published, or saved if its supervisor cannot be asked nor replaced: then everything in
     /// it counts as stopped.
     ///
     /// # Errors
     /// `NotFound` when there is no such sandbox; what connecting reports when nothing usable was saved.
     pub(crate) fn present(&self, sandbox: &SandboxId) -> Result<SandboxSnapshot, Failure> {
-        let failure = match launch::connect(&self.layout, sandbox).and_then(|mut c| snapshot(&mut c)) {
-            Err(failure) if failure.kind != FailureKind::NotFound => failure,
-            other => return other,
+        let failure = match self.reach(sandbox) {
+            Ok((_, snapshot)) => return Ok(snapshot),
+            Err(failure) if failure.kind == FailureKind::NotFound => return Err(failure),
+            Err(failure) => failure,
         };
         let saved = SavedSandbox::read(&self.layout.sandbox(sandbox).state()).map_err(|error| {
             self.report.debug(&chain(&error));
