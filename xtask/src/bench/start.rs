@@ -100,8 +100,8 @@ fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String
         .call(&["run", "--detach", "--bundle"])
         .arg(idle)
         .arg("bench-idle")
-        .show_errors()
-        .output()?;
+        // Not captured: a stub keeps its standard output for as long as its container lives.
+        .run()?;
     let text = subject.call(&["inspect", "bench-idle"]).output()?;
     let tree: Value = serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))?;
     let mut memory = Vec::new();
