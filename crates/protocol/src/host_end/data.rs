@@ -119,7 +119,7 @@ impl DataPort {
             Ok(sink) => sink,
             // A FIFO that nobody reads: like a sink that went away.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                output::close(self, stream, &mark, received.offset);
+                output::refuse(self, stream, &mark, received.offset);
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -275,6 +275,18 @@ impl DataPort {
         let port = Arc::clone(self);
         // A failed write has told `gone`.
         self.spawn(async move { drop(port.send(kind, stream, offset, &[]).await) });
+    }
+
+    /// Writes an empty frame of each kind, in order, from where nobody can wait.
+    pub(super) fn send_all_soon(self: &Arc<Self>, kinds: &'static [Kind], stream: StreamId, offset: u64) {
+        let port = Arc::clone(self);
+        self.spawn(async move {
+            for kind in kinds {
+                if port.send(*kind, stream, offset, &[]).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Ends every task at once, wherever it is between two system calls.

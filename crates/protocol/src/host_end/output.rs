@@ -150,3 +150,11 @@ pub(super) fn close(port: &Arc<DataPort>, stream: StreamId, mark: &Mark, offset:
     port.send_soon(Kind::Close, stream, offset);
     port.ended(stream, mark);
 }
+
+/// [`close`] of a stream that was never resumed: the guest keeps a close for a stream that its agent has yet to
+/// connect only after a resume of it.
+pub(super) fn refuse(port: &Arc<DataPort>, stream: StreamId, mark: &Mark, offset: u64) {
+    port.store.record(stream, Received { offset, ended: true });
+    port.send_all_soon(&[Kind::Resume, Kind::Close], stream, offset);
+    port.ended(stream, mark);
+}

@@ -72,36 +72,55 @@ async fn a_pipe_shared_with_the_user_stays_blocking() {
     assert_eq!(bytes, b"x");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fifo_nobody_reads_is_a_sink_that_is_gone() {
+/// The write end of a FIFO whose reader went away before anything was written.
+fn unread_fifo() -> OwnedFd {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fifo");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &path,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR,
-        0,
-    )
-    .unwrap();
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, kind, rustix::fs::Mode::RUSR, 0).unwrap();
     let open =
         |access| rustix::fs::open(&path, access | OFlags::NONBLOCK, rustix::fs::Mode::empty()).unwrap();
-    let read = open(OFlags::RDONLY);
-    let write = open(OFlags::WRONLY);
-    drop(read);
+    let _read = open(OFlags::RDONLY);
+    open(OFlags::WRONLY)
+}
+
+/// Returns once the guest's writer is told that nobody reads.
+async fn writes_until_broken(guest_write: OwnedFd) {
+    blocking(move || {
+        let mut pipe = File::from(guest_write);
+        while pipe.write_all(b"x").is_ok() {}
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fifo_nobody_reads_is_a_sink_that_is_gone() {
     let wire = Wire::new().await;
     let client = wire.client().await;
     let (guest_read, guest_write) = pipe();
     wire.guest.output(2, guest_read).unwrap();
-    client.connect_output(2, write).unwrap();
+    client.connect_output(2, unread_fifo()).unwrap();
     timeout(SOON, client.stream_ended(2)).await.unwrap();
-    blocking(move || {
-        while File::from(guest_write.try_clone().unwrap())
-            .write_all(b"x")
-            .is_ok()
-        {}
-    })
-    .await;
+    writes_until_broken(guest_write).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fifo_nobody_reads_is_gone_for_a_guest_that_connects_later() {
+    let wire = Wire::new().await;
+    let client = wire.client().await;
+    client.connect_output(2, unread_fifo()).unwrap();
+    timeout(SOON, client.stream_ended(2)).await.unwrap();
+    // What is written on one port arrives in order: the close is there before this stream's bytes.
+    let (other_read, other_write) = pipe();
+    let (sink_read, sink_write) = pipe();
+    client.connect_output(4, sink_write).unwrap();
+    wire.guest.output(4, other_read).unwrap();
+    blocking(move || File::from(other_write).write_all(b"y")).await.unwrap();
+    timeout(SOON, client.stream_ended(4)).await.unwrap();
+    drop(sink_read);
+    let (guest_read, guest_write) = pipe();
+    wire.guest.output(2, guest_read).unwrap();
+    writes_until_broken(guest_write).await;
 }
 
 fn terminal() -> (OwnedFd, OwnedFd) {
