@@ -10,6 +10,10 @@ use std::time::Duration;
 /// Names of kernel packages without signatures, the ones that hold plain files.
 const PATTERN: &str = "^linux-image-[0-9].*-cloud-amd64-unsigned$";
 
+/// The first cloud kernel that has the drivers a guest boots with built in. Lists that know only older ones, like
+/// those of a machine image, are fetched anew.
+const FIRST_GOOD: &str = "linux-image-6.12";
+
 /// For questions to the local package lists.
 const QUERY_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -70,7 +74,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// The newest cloud kernel apt knows; the lists are fetched first if they hold none.
+    /// The newest cloud kernel apt knows; the lists are fetched first if they hold none that is new enough.
     pub(super) fn newest() -> Result<Self, PackageError> {
         let root = Path::new("/");
         let search = || {
@@ -86,9 +90,13 @@ impl Package {
             Err(ToolError::Start { .. }) => return Err(PackageError::NoApt),
             Err(e) => return Err(e.into()),
         };
-        if names.trim().is_empty() {
-            update()?;
-            names = search()?;
+        if is_outdated(&names) {
+            match update() {
+                Ok(()) => names = search()?,
+                // What is known may do, and says better what is wrong if it does not.
+                Err(_) if !names.trim().is_empty() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let name = newest_name(&names).ok_or(PackageError::None)?;
         let policy = run("apt-cache", &["policy", &name], root, QUERY_DEADLINE)?;
@@ -176,6 +184,11 @@ fn newest_name(answer: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// Whether apt-cache's answer holds no kernel from [`FIRST_GOOD`] on.
+fn is_outdated(answer: &str) -> bool {
+    newest_name(answer).is_none_or(|name| compare(&name, FIRST_GOOD).is_lt())
+}
+
 /// Runs of digits compare as numbers, everything else as text.
 fn compare(a: &str, b: &str) -> Ordering {
     parts(a).cmp(&parts(b))
@@ -216,6 +229,16 @@ mod tests {
             Some("linux-image-6.12.117+deb12-cloud-amd64-unsigned")
         );
         assert_eq!(newest_name(""), None);
+    }
+
+    #[test]
+    fn lists_of_a_machine_image_are_outdated() {
+        let old = "linux-image-6.1.0-47-cloud-amd64-unsigned - Linux 6.1\n";
+        let new = "linux-image-6.12.9+deb12-cloud-amd64-unsigned - Linux 6.12\n";
+        assert!(is_outdated(old));
+        assert!(is_outdated(""));
+        assert!(!is_outdated(new));
+        assert!(!is_outdated(&format!("{old}{new}")));
     }
 
     #[test]
