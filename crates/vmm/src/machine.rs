@@ -67,6 +67,19 @@ pub enum VmmError {
         #[source]
         source: std::io::Error,
     },
+    /// A file the guest is made of cannot be opened.
+    #[error(
+        "cannot open the guest's {what} {path}: expected what `bulkhead guest build` makes, or another file in the configuration"
+    )]
+    Asset {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// The path tried.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The process ended while it was needed.
     #[error("the VMM ended during {step}: {exit:?}{}", if stderr.is_empty() { String::new() } else { format!(": {stderr}") })]
     Ended {

@@ -334,29 +334,23 @@ async fn a_start_that_fails_says_why() {
         .await
         .err()
         .unwrap();
-    match &no_kernel {
-        VmmError::Ended {
-            exit: VmExit::Code(1),
-            stderr,
-            ..
-        } => assert!(stderr.contains("/nowhere/vmlinux"), "{stderr}"),
-        other => panic!("{other:?}"),
-    }
+    assert!(
+        matches!(&no_kernel, VmmError::Asset { what: "kernel", path, .. } if path.ends_with("vmlinux")),
+        "{no_kernel:?}"
+    );
 
     let junk = Lab::launch(|plan| plan.kernel = "/etc/passwd".into())
         .await
         .err()
         .unwrap();
-    assert!(
-        matches!(
-            junk,
-            VmmError::Ended {
-                exit: VmExit::Code(1),
-                ..
-            }
-        ),
-        "{junk:?}"
-    );
+    match &junk {
+        VmmError::Ended {
+            exit: VmExit::Code(1),
+            stderr,
+            ..
+        } => assert!(!stderr.is_empty()),
+        other => panic!("{other:?}"),
+    }
 
     let option = Lab::launch(|plan| {
         plan.machine_options = vec![KeyValue {

@@ -115,7 +115,9 @@ async fn a_fifo_nobody_reads_is_gone_for_a_guest_that_connects_later() {
     let (sink_read, sink_write) = pipe();
     client.connect_output(4, sink_write).unwrap();
     wire.guest.output(4, other_read).unwrap();
-    blocking(move || File::from(other_write).write_all(b"y")).await.unwrap();
+    blocking(move || File::from(other_write).write_all(b"y"))
+        .await
+        .unwrap();
     timeout(SOON, client.stream_ended(4)).await.unwrap();
     drop(sink_read);
     let (guest_read, guest_write) = pipe();

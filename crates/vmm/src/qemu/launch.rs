@@ -14,6 +14,7 @@ use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
 use nix::libc::RLIMIT_CORE;
 use serde_json::Value;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -39,6 +40,14 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         cgroup_procs,
         netns,
     } = launch;
+    // QEMU's own words for it would not say what to do.
+    for (what, path) in [("kernel", &plan.kernel), ("initrd", &plan.initrd)] {
+        File::open(path).map_err(|source| VmmError::Asset {
+            what,
+            path: path.clone(),
+            source,
+        })?;
+    }
     let args = command_line(&plan, accelerator, tsc_khz)?;
     tracing::debug!(?args, "VMM");
     let (stderr_read, stderr_write) =

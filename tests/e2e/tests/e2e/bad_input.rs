@@ -302,11 +302,11 @@ fn parts_of_the_host_that_are_missing() {
     );
     run(
         &write_config(&lab, Path::new("/nonexistent/vmlinux"), &initrd, ""),
-        &["/nonexistent/vmlinux"],
+        &["/nonexistent/vmlinux", "bulkhead guest build"],
     );
     run(
         &write_config(&lab, &kernel, Path::new("/nonexistent/initrd"), ""),
-        &["/nonexistent/initrd"],
+        &["/nonexistent/initrd", "bulkhead guest build"],
     );
     let garbage = lab.dir().join("garbage");
     std::fs::write(&garbage, [0u8; 8192]).unwrap();
