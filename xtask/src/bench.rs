@@ -4,8 +4,11 @@
 //! Counts (round trips, calls, processes) do not vary: they are what to watch.
 
 mod bare;
+mod chart;
+mod density;
 mod figures;
 mod start;
+mod subject;
 
 use crate::error::TaskError;
 use crate::workspace::Workspace;
@@ -19,6 +22,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10)]
         rounds: usize,
     },
+    /// Idle sandboxes until half of the memory is used, then many starts and stops
+    Density(density::DensityArguments),
 }
 
 /// Runs a bench and prints its table.
@@ -28,5 +33,6 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
     }
     match bench {
         Bench::Start { rounds } => start::run(workspace, (*rounds).max(1)),
+        Bench::Density(arguments) => density::run(workspace, arguments),
     }
 }

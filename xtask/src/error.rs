@@ -75,6 +75,14 @@ pub(crate) enum TaskError {
     /// Tests failed.
     #[error("{0} tests failed")]
     Tests(u64),
+    /// A picture that cannot be drawn.
+    #[error("{path}: {why}")]
+    Picture {
+        /// The file it goes to.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The demo showed something else than it should.
     #[error("the demo expected {expected} and got {found}")]
     Demo {

@@ -2,6 +2,7 @@
 
 use super::bare::Bare;
 use super::figures::{Series, table};
+use super::subject::{Subject, pss_kib};
 use crate::build::{self, Profile};
 use crate::bundle;
 use crate::error::TaskError;
@@ -9,40 +10,17 @@ use crate::setup;
 use crate::tool::Tool;
 use crate::workspace::Workspace;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const RUN_DEADLINE: Duration = Duration::from_secs(180);
-
-/// The binary under test and where it keeps state.
-struct Subject<'a> {
-    workspace: &'a Workspace,
-    bulkhead: PathBuf,
-    work: PathBuf,
-}
-
-impl Subject<'_> {
-    fn call(&self, arguments: &[&str]) -> Tool {
-        Tool::new(&self.bulkhead)
-            .arg("--config")
-            .arg(self.workspace.config())
-            .arg("--root")
-            .arg(self.work.join("state"))
-            .args(arguments)
-            .deadline(RUN_DEADLINE)
-    }
-}
 
 /// Measures and prints.
 pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError> {
     setup::run()?;
     let made = build::all(workspace, Profile::Release)?;
-    let work = workspace.target().join("bench");
-    let subject = Subject {
-        workspace,
-        bulkhead: made.bulkhead,
-        work: work.clone(),
-    };
+    let subject = Subject::new(workspace, made.bulkhead);
+    let work = subject.work().to_owned();
     let quick = bundle::make(&work.join("quick"), &["true"])?;
     let idle = bundle::make(&work.join("idle"), &["sleep", "600"])?;
 
@@ -71,7 +49,14 @@ pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError>
             measure(rival.arg(&quick).arg(&id).deadline(RUN_DEADLINE), series)?;
         }
     }
-    let text = report(&subject, rounds, [&ours, &floor, &runc, &crun], &tree, &memory)?;
+    let text = report(
+        workspace,
+        &subject,
+        rounds,
+        [&ours, &floor, &runc, &crun],
+        &tree,
+        &memory,
+    )?;
     let file = work.join("start.md");
     std::fs::write(&file, &text).map_err(|e| TaskError::io(&file, e))?;
     println!("{text}");
@@ -96,12 +81,7 @@ fn measure(tool: Tool, series: &mut Series) -> Result<(), TaskError> {
 
 /// A running sandbox: its tree, and the proportional set size of each process in KiB.
 fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String, u64)>), TaskError> {
-    subject
-        .call(&["run", "--detach", "--bundle"])
-        .arg(idle)
-        .arg("bench-idle")
-        // Not captured: a stub keeps its standard output for as long as its container lives.
-        .run()?;
+    subject.run_detached(idle, "bench-idle")?;
     let text = subject.call(&["inspect", "bench-idle"]).output()?;
     let tree: Value = serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))?;
     let mut memory = Vec::new();
@@ -119,14 +99,8 @@ fn pid_of(tree: &Value, role: &str) -> Option<i64> {
     all.iter().find(|process| process["role"] == role)?["pid"].as_i64()
 }
 
-/// Pss of smaps_rollup, proc_pid_smaps_rollup(5).
-fn pss_kib(pid: i64) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 fn report(
+    workspace: &Workspace,
     subject: &Subject<'_>,
     rounds: usize,
     [ours, floor, runc, crun]: [&Series; 4],
@@ -163,8 +137,8 @@ fn report(
     }
     rows.push(("memory of an idle sandbox (PSS): all".to_owned(), mib(sum)));
     for (name, path) in [
-        ("host binary".to_owned(), subject.bulkhead.clone()),
-        ("agent".to_owned(), build::agent_path(subject.workspace)),
+        ("host binary".to_owned(), subject.binary().to_owned()),
+        ("agent".to_owned(), build::agent_path(workspace)),
     ] {
         let bytes = std::fs::metadata(&path)
             .map_err(|e| TaskError::io(&path, e))?

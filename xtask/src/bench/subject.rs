@@ -1,0 +1,113 @@
+//! The binary under test in a bench, and where it keeps state.
+//!
+//! Owns: its global options and the verbs a bench calls. Never: what is measured. Called by the benches.
+
+use crate::error::TaskError;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a verb may take, also beside many sandboxes.
+const VERB_DEADLINE: Duration = Duration::from_secs(300);
+
+/// The runtime being measured.
+#[derive(Debug)]
+pub(super) struct Subject<'a> {
+    workspace: &'a Workspace,
+    bulkhead: PathBuf,
+    work: PathBuf,
+}
+
+impl<'a> Subject<'a> {
+    /// `bulkhead` with state below the target directory.
+    pub(super) fn new(workspace: &'a Workspace, bulkhead: PathBuf) -> Self {
+        Self {
+            workspace,
+            bulkhead,
+            work: workspace.target().join("bench"),
+        }
+    }
+
+    /// The host binary.
+    pub(super) fn binary(&self) -> &Path {
+        &self.bulkhead
+    }
+
+    /// Where bundles, state and results of the benches are.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// The state root.
+    pub(super) fn root(&self) -> PathBuf {
+        self.work.join("state")
+    }
+
+    /// A verb with the global options before it.
+    pub(super) fn call(&self, arguments: &[&str]) -> Tool {
+        Tool::new(&self.bulkhead)
+            .arg("--config")
+            .arg(self.workspace.config())
+            .arg("--root")
+            .arg(self.root())
+            .args(arguments)
+            .deadline(VERB_DEADLINE)
+    }
+
+    /// Runs `bundle` to its end.
+    pub(super) fn run(&self, bundle: &Path, id: &str) -> Result<(), TaskError> {
+        self.call(&["run", "--bundle"])
+            .arg(bundle)
+            .arg(id)
+            .output()
+            .map(drop)
+    }
+
+    /// Runs `bundle` in the background. Its output is not captured: a stub keeps it for as long as its container
+    /// lives.
+    pub(super) fn run_detached(&self, bundle: &Path, id: &str) -> Result<(), TaskError> {
+        self.call(&["run", "--detach", "--bundle"])
+            .arg(bundle)
+            .arg(id)
+            .run()
+    }
+
+    /// Ends a container, however it is.
+    pub(super) fn delete(&self, id: &str) -> Result<(), TaskError> {
+        self.call(&["delete", "--force", id]).output().map(drop)
+    }
+
+    /// Proportional set size, in KiB, of all processes of all sandboxes of this state root.
+    pub(super) fn pss_kib(&self) -> u64 {
+        let mut sum = 0;
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i64>().ok())
+            else {
+                continue;
+            };
+            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if contains(&environment, MARKER) {
+                sum += pss_kib(pid).unwrap_or(0);
+            }
+        }
+        sum
+    }
+}
+
+/// In the environment of every process of a sandbox.
+const MARKER: &[u8] = b"BULKHEAD_SANDBOX=";
+
+fn contains(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
+}
+
+/// Pss of smaps_rollup, proc_pid_smaps_rollup(5).
+pub(super) fn pss_kib(pid: i64) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
