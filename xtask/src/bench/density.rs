@@ -183,7 +183,8 @@ fn fill(subject: &Subject<'_>, idle: &Path, most: usize, at_once: usize) -> Resu
         }
         filled.series.add(each);
         filled.starts.push((ids.len(), each.as_secs_f64()));
-        if ids.len().is_multiple_of(WEIGH_EVERY.max(at_once)) || ids.len() == at_once {
+        let last = ids.len() + at_once > most;
+        if last || ids.len() == at_once || ids.len().is_multiple_of(WEIGH_EVERY.max(at_once)) {
             let kib = subject.pss_kib();
             eprintln!("{} sandboxes: {} MiB", ids.len(), kib / 1024);
             filled.weights.push((ids.len(), kib));

@@ -78,7 +78,7 @@ impl<'a> Subject<'a> {
         self.call(&["delete", "--force", id]).output().map(drop)
     }
 
-    /// Proportional set size, in KiB, of all processes of all sandboxes of this state root.
+    /// Proportional set size, in KiB, of all processes of all sandboxes on this machine.
     pub(super) fn pss_kib(&self) -> u64 {
         let mut sum = 0;
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
