@@ -1,7 +1,7 @@
 //! `bench density`: how many idle sandboxes fit, and whether anything grows over many starts and stops.
 //!
 //! ```text
-//!  one by one ─► half of the memory is used ─► all gone ─► ten at a time ─► all gone ─► start/stop cycles
+//!  one by one ─► half of the memory is used ─► all gone ─► together ─► all gone ─► start/stop cycles
 //!       PSS and start time by count                                              what the host holds, by cycle
 //! ```
 //! Owns: the counting. Never: the numbers' meaning. Called by `bench`.
@@ -84,7 +84,7 @@ fn draw_all(dir: &Path, single: &Filled, grouped: &Filled, cycles: &Cycles) -> R
             x: "sandboxes",
             y: "PSS of all processes, MiB",
         },
-        &[single.memory("one by one"), grouped.memory("ten at a time")],
+        &[single.memory("one by one"), grouped.memory("together")],
     )?;
     draw(
         &dir.join("density-start.svg"),
@@ -93,7 +93,7 @@ fn draw_all(dir: &Path, single: &Filled, grouped: &Filled, cycles: &Cycles) -> R
             x: "sandboxes",
             y: "s per sandbox",
         },
-        &[single.starts("one by one"), grouped.starts("ten at a time")],
+        &[single.starts("one by one"), grouped.starts("together")],
     )?;
     draw(
         &dir.join("density-cycles.svg"),
