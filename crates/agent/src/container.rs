@@ -139,6 +139,7 @@ impl Container {
             cgroup: format!("/{}/{id}", crate::cgroup::PARENT),
             seccomp: request.seccomp,
             terminal: stdio.terminal,
+            whole_dev: request.whole_dev,
             ..facts
         };
         let rewritten = spec::rewrite(given, &facts).map_err(|error| Refusal {

@@ -59,10 +59,11 @@ impl Events {
         }));
     }
 
-    /// Adds an out-of-memory kill.
-    pub(crate) fn out_of_memory(&self, container: &str) {
+    /// Adds an out-of-memory kill, the one that makes it `kills` in this container.
+    pub(crate) fn out_of_memory(&self, container: &str, kills: u64) {
         self.push(event::Kind::OutOfMemory(OutOfMemory {
             container: container.to_owned(),
+            kills,
             ..OutOfMemory::default()
         }));
     }
@@ -118,7 +119,7 @@ mod tests {
             async move { events.next(0).await }
         });
         tokio::task::yield_now().await;
-        events.out_of_memory("c");
+        events.out_of_memory("c", 1);
         assert_eq!(waiting.await.unwrap()[0].sequence, 1);
     }
 }

@@ -19,6 +19,7 @@ use bulkhead_protocol::guest_end::Endpoint;
 use nix::sys::time::TimeSpec;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ pub(crate) struct Guest {
     /// Its services.
     pub(crate) services: Services,
     table: Mutex<Table>,
+    traced: AtomicBool,
 }
 
 impl Guest {
@@ -67,6 +69,7 @@ impl Guest {
         Self {
             services,
             table: Mutex::default(),
+            traced: AtomicBool::new(false),
         }
     }
 
@@ -80,6 +83,7 @@ impl Guest {
     /// [`Refusal`] naming the part that failed.
     pub(crate) fn configure(&self, request: &ConfigureRequest) -> Result<(), Refusal> {
         let services = &self.services;
+        self.traced.store(request.tracing, Ordering::Relaxed);
         if request.time_ns > 0 {
             let time = TimeSpec::from_duration(Duration::from_nanos(request.time_ns));
             nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)
@@ -122,6 +126,12 @@ impl Guest {
             self.table().shm = true;
         }
         Ok(())
+    }
+
+    /// Whether calls are traced (O-15).
+    #[must_use]
+    pub(crate) fn is_traced(&self) -> bool {
+        self.traced.load(Ordering::Relaxed)
     }
 
     fn add_shared(&self, storage: &Storage) -> Result<(), Refusal> {

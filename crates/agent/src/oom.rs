@@ -46,7 +46,7 @@ impl OomWatch {
                                 .map_or(entry.seen, |cgroup| cgroup.oom_kills());
                             if kills > entry.seen {
                                 entry.seen = kills;
-                                events.out_of_memory(&entry.container);
+                                events.out_of_memory(&entry.container, kills);
                             }
                         }
                     }

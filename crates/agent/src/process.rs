@@ -25,6 +25,8 @@ pub(crate) struct Exit {
     pub(crate) stderr_offset: u64,
     /// The kernel killed something of the container for want of memory while it ran.
     pub(crate) out_of_memory: bool,
+    /// Such kills in the container since it was made.
+    pub(crate) out_of_memory_kills: u64,
 }
 
 /// A process that was started.
@@ -56,11 +58,13 @@ impl Process {
         let before = cgroup.oom_kills();
         let (endpoint, cgroup) = (endpoint.clone(), cgroup.clone());
         claim.watch(pid, move |status| {
+            let kills = cgroup.oom_kills();
             tell.send_replace(Some(Exit {
                 status,
                 stdout_offset: drained(&endpoint, streams.stdout),
                 stderr_offset: drained(&endpoint, streams.stderr),
-                out_of_memory: cgroup.oom_kills() > before,
+                out_of_memory: kills > before,
+                out_of_memory_kills: kills,
             }));
         });
         Self {

@@ -18,6 +18,7 @@ use bulkhead_protocol::api::agent::{
 use bulkhead_protocol::api::agent_ttrpc::Agent;
 use bulkhead_protocol::refusal::refuse;
 use std::sync::Arc;
+use std::time::Instant;
 use ttrpc::r#async::TtrpcContext;
 
 /// What a remembered call answered.
@@ -29,6 +30,38 @@ enum Answer {
 }
 
 type Outcome = Result<Answer, Refusal>;
+
+/// A call that changes something, as its trace names it.
+struct Called {
+    name: &'static str,
+    container: String,
+    id: String,
+}
+
+impl Called {
+    fn new(name: &'static str, container: &str, id: &str) -> Self {
+        Self {
+            name,
+            container: container.to_owned(),
+            id: id.to_owned(),
+        }
+    }
+
+    /// Does it and, where the sandbox is traced (O-15), tells how long it took and how it failed.
+    fn traced(&self, guest: &Guest, work: impl FnOnce(&Guest) -> Outcome) -> Outcome {
+        let began = Instant::now();
+        let outcome = work(guest);
+        if guest.is_traced() {
+            let Self { name, container, .. } = self;
+            let us = began.elapsed().as_micros();
+            let failure = outcome.as_ref().err().map(|refusal| refusal.message.as_str());
+            let failure = failure.map(|text| format!(" failed: {text}")).unwrap_or_default();
+            let line = format!("trace: {name} {container} {us} us{failure}");
+            guest.services.events.log("info", line);
+        }
+        outcome
+    }
+}
 
 /// The service.
 pub(crate) struct Service {
@@ -57,12 +90,13 @@ impl Service {
     /// Runs `work` once per request id, on a thread that may block.
     async fn once(
         &self,
-        id: &str,
+        call: Called,
         work: impl FnOnce(&Guest) -> Outcome + Send + 'static,
     ) -> ttrpc::Result<Answer> {
         let guest = self.guest.clone();
+        let id = call.id.clone();
         let run = || async move {
-            tokio::task::spawn_blocking(move || work(&guest))
+            tokio::task::spawn_blocking(move || call.traced(&guest, work))
                 .await
                 .unwrap_or_else(|error| {
                     Err(Refusal {
@@ -71,15 +105,15 @@ impl Service {
                     })
                 })
         };
-        self.calls.once(id, run).await.ok_or_else(torn)?.map_err(refused)
+        self.calls.once(&id, run).await.ok_or_else(torn)?.map_err(refused)
     }
 
     async fn done(
         &self,
-        id: &str,
+        call: Called,
         work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static,
     ) -> ttrpc::Result<Empty> {
-        self.once(id, move |guest| work(guest).map(|()| Answer::Done))
+        self.once(call, move |guest| work(guest).map(|()| Answer::Done))
             .await?;
         Ok(Empty::new())
     }
@@ -100,8 +134,8 @@ impl Service {
 #[async_trait]
 impl Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| guest.configure(&request)).await
+        let call = Called::new("configure", "", &request.request_id);
+        self.done(call, move |guest| guest.configure(&request)).await
     }
 
     async fn create_container(
@@ -109,9 +143,9 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let id = request.request_id.clone();
+        let call = Called::new("create_container", &request.container, &request.request_id);
         let answer = self
-            .once(&id, move |guest| guest.create(&request).map(Answer::Pid))
+            .once(call, move |guest| guest.create(&request).map(Answer::Pid))
             .await?;
         let Answer::Pid(guest_pid) = answer else {
             return Err(torn());
@@ -123,23 +157,23 @@ impl Agent for Service {
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| {
+        let call = Called::new("start_container", &request.container, &request.request_id);
+        self.done(call, move |guest| {
             guest.container(&request.container)?.start(&guest.services)
         })
         .await
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| guest.remove(&request.container))
+        let call = Called::new("remove_container", &request.container, &request.request_id);
+        self.done(call, move |guest| guest.remove(&request.container))
             .await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
-        let id = request.request_id.clone();
+        let call = Called::new("exec", &request.container, &request.request_id);
         let answer = self
-            .once(&id, move |guest| {
+            .once(call, move |guest| {
                 let container = guest.container(&request.container)?;
                 let stdio = request.stdio.clone().unwrap_or_default();
                 container
@@ -157,8 +191,8 @@ impl Agent for Service {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| {
+        let call = Called::new("signal", &request.container, &request.request_id);
+        self.done(call, move |guest| {
             guest
                 .container(&request.container)?
                 .signal(&request.exec, request.signal, request.all)
@@ -188,13 +222,14 @@ impl Agent for Service {
             stdout_offset: exit.stdout_offset,
             stderr_offset: exit.stderr_offset,
             out_of_memory: exit.out_of_memory,
+            out_of_memory_kills: exit.out_of_memory_kills,
             ..Default::default()
         })
     }
 
     async fn forget_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| match guest.container(&request.container) {
+        let call = Called::new("forget_process", &request.container, &request.request_id);
+        self.done(call, move |guest| match guest.container(&request.container) {
             Ok(container) => container.forget(&guest.services, &request.exec),
             // Gone with its container.
             Err(_) => Ok(()),
@@ -242,24 +277,24 @@ impl Agent for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| {
+        let call = Called::new("pause", &request.container, &request.request_id);
+        self.done(call, move |guest| {
             guest.container(&request.container)?.freeze(true)
         })
         .await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| {
+        let call = Called::new("resume", &request.container, &request.request_id);
+        self.done(call, move |guest| {
             guest.container(&request.container)?.freeze(false)
         })
         .await
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
-        let id = request.request_id.clone();
-        self.done(&id, move |guest| {
+        let call = Called::new("update", &request.container, &request.request_id);
+        self.done(call, move |guest| {
             guest
                 .container(&request.container)?
                 .update(&guest.services, &request.resources)
@@ -282,9 +317,9 @@ impl Agent for Service {
     }
 
     async fn online(&self, _: &TtrpcContext, request: OnlineRequest) -> ttrpc::Result<OnlineResponse> {
-        let id = request.request_id.clone();
+        let call = Called::new("online", "", &request.request_id);
         let answer = self
-            .once(&id, move |_| {
+            .once(call, move |_| {
                 let trouble = |error: hotplug::HotplugError| Refusal::internal("hot-plug", &error);
                 let cpus = hotplug::cpus(request.cpus).map_err(trouble)?;
                 let memory = hotplug::memory(request.memory).map_err(trouble)?;

@@ -56,6 +56,8 @@ pub(crate) struct Facts {
     pub(crate) terminal: bool,
     /// Where the sandbox's shared /dev/shm is mounted.
     pub(crate) shm: Option<PathBuf>,
+    /// The guest's /dev is bound over the container's.
+    pub(crate) whole_dev: bool,
 }
 
 /// The spec taken apart.
@@ -126,6 +128,10 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
         .into_iter()
         .partition(|(key, _)| key.replace('/', ".").starts_with("net."));
     let devices = linux.devices().clone().unwrap_or_default();
+    if facts.whole_dev {
+        // They are the guest's own nodes: making them again would be making them for everybody.
+        linux.set_devices(None);
+    }
     linux
         .set_sysctl(Some(own.into_iter().collect::<HashMap<_, _>>()))
         .set_resources(None)

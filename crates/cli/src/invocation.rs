@@ -115,6 +115,8 @@ pub(crate) enum Verb {
     /// Restore a saved container (not supported)
     #[command(hide = true)]
     Restore(verbs::checkpoint::Refused),
+    /// Let a container end by itself for a while, then kill it
+    Stop(verbs::stop::Stop),
     /// Print the live state of a sandbox, as JSON
     Inspect(verbs::inspect::Inspect),
     /// Print the log of a sandbox: supervisor, VMM, agent and guest console in one order

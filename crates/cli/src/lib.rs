@@ -220,6 +220,7 @@ fn dispatch(verb: Verb, context: &Context) -> verbs::Outcome {
         Verb::Features(verb) => verb.run(context),
         Verb::Checkpoint(verb) => verb.run("checkpoint", context),
         Verb::Restore(verb) => verb.run("restore", context),
+        Verb::Stop(verb) => verb.run(context),
         Verb::Inspect(verb) => verb.run(context),
         Verb::Logs(verb) => verb.run(context),
         Verb::Gc(verb) => verb.run(context),

@@ -103,6 +103,9 @@ mod tests {
             annotations: BTreeMap::new(),
             init,
             execs: Vec::new(),
+            spec: None,
+            ignored: Vec::new(),
+            out_of_memory: 0,
         }
     }
 

@@ -27,7 +27,6 @@ mod spec;
 mod suggest;
 mod validate;
 pub mod value;
-mod verify;
 
 pub use facts::HostFacts;
 pub use files::{Disk, HostFiles};
@@ -40,4 +39,3 @@ pub use source::Source;
 pub use spec::{MAX_ARG_BYTES, SpecError, read as read_spec};
 pub use validate::Invalid;
 pub use value::{Refused, Rule};
-pub use verify::{VerifyError, verify};

@@ -1,9 +1,10 @@
 //! What readers see of a sandbox: a value the engine publishes after every change.
 
-use crate::{ContainerId, ExecId, ExitStatus, HostProcess, SandboxId, State, stats::SandboxStats};
+use crate::{ContainerId, ExecId, ExitStatus, HostProcess, SandboxId, State, oci, stats::SandboxStats};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// One process of a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,33 @@ pub struct ContainerSnapshot {
     pub init: ProcessSnapshot,
     /// Further processes.
     pub execs: Vec<ProcessSnapshot>,
+    /// The spec as the agent got it (C-07). It is large: what is sent to clients leaves it out, but for `inspect`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Arc<oci::Spec>>,
+    /// Sources of mounts that could not be shared and are left out (C-30).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<PathBuf>,
+    /// How many processes of it the guest's kernel killed for want of memory.
+    #[serde(default)]
+    pub out_of_memory: u64,
+}
+
+/// A status was asked for a spec that it does not have (C-05).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the status of container {id} has no spec: expected one that was taken with it")]
+pub struct NoSpec {
+    /// The container.
+    pub id: ContainerId,
+}
+
+impl ContainerSnapshot {
+    /// The spec as the agent got it.
+    ///
+    /// # Errors
+    /// [`NoSpec`].
+    pub fn spec(&self) -> Result<&oci::Spec, NoSpec> {
+        self.spec.as_deref().ok_or_else(|| NoSpec { id: self.id.clone() })
+    }
 }
 
 /// Where a boot stands.

@@ -61,6 +61,8 @@ pub struct GuestIdentity {
     pub shm_bytes: u64,
     /// More agent output.
     pub debug: bool,
+    /// Calls are told as events (O-15).
+    pub tracing: bool,
 }
 
 /// Streams of a process; 0 means not connected.
@@ -101,6 +103,8 @@ pub struct GuestContainer {
     pub seccomp: bool,
     /// Pipe capacity in bytes, 0 for the default.
     pub pipe_bytes: u32,
+    /// The whole of `/dev` is bound into it (C-34): nothing is made there.
+    pub whole_dev: bool,
 }
 
 /// How a process in the guest ended.
@@ -110,6 +114,8 @@ pub struct GuestExit {
     pub status: ExitStatus,
     /// The kernel killed something of it for want of memory.
     pub out_of_memory: bool,
+    /// Such kills in the container until then.
+    pub out_of_memory_kills: u64,
     /// Bytes written to standard output until the end.
     pub stdout_offset: u64,
     /// Bytes written to standard error until the end.
@@ -157,6 +163,8 @@ pub enum GuestEvent {
     OutOfMemory {
         /// The container.
         container: String,
+        /// Kills so far, this one included.
+        kills: u64,
     },
 }
 

@@ -172,8 +172,12 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
             platform
                 .share_root(&share)
                 .map_err(|e| SandboxError::host("sharing", &share, e))?;
-            // The VMM is the one who connects to the daemon.
-            Some(listen("fs")?)
+            match plan.vm.shared_fs {
+                // The VMM is the one who connects to the daemon.
+                SharedFs::VirtioFs { .. } => Some(listen("fs")?),
+                // It serves the directory itself.
+                SharedFs::Virtio9p { .. } | SharedFs::None => None,
+            }
         }
     };
     Ok(Prepared {
@@ -298,6 +302,10 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
             marker: format!("{}/vmm", paths.marker),
             cgroup_procs: ready.cgroup_procs.clone(),
             netns: ready.netns,
+            share: match plan.vm.shared_fs {
+                SharedFs::Virtio9p { .. } => Some((paths.share(), SHARE_TAG.to_owned())),
+                SharedFs::VirtioFs { .. } | SharedFs::None => None,
+            },
         })
         .await?,
     );
@@ -438,5 +446,6 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
         kernel_modules: plan.kernel_modules.clone(),
         shm_bytes: plan.shm_bytes,
         debug: plan.vm.debug,
+        tracing: plan.agent.tracing,
     })
 }

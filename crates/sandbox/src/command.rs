@@ -91,6 +91,22 @@ pub enum Command {
         /// Also when it is not stopped.
         force: bool,
     },
+    /// A stop with patience (C-14): the container's process gets time to end by itself, then it is killed. The
+    /// container stays, stopped.
+    Stop {
+        /// The container.
+        id: ContainerId,
+        /// How long it may take to end by itself, in milliseconds.
+        patience_ms: u64,
+    },
+    /// Waits until more than `out_of_memory` processes of the container were killed for want of memory, or its own
+    /// has ended; answers [`Reply::Happened`].
+    Watch {
+        /// The container.
+        id: ContainerId,
+        /// Kills the asker knows of.
+        out_of_memory: u64,
+    },
     /// C-21.
     Pause {
         /// The container.
@@ -138,6 +154,13 @@ pub enum Reply {
         status: ExitStatus,
         /// When: nanoseconds since the Unix epoch.
         at_ns: u64,
+    },
+    /// To `Watch`.
+    Happened {
+        /// Kills for want of memory so far.
+        out_of_memory: u64,
+        /// The container's own process has ended.
+        ended: bool,
     },
     /// To `Processes`.
     Processes {

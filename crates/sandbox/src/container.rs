@@ -10,6 +10,8 @@ use bulkhead_model::{
 };
 use bulkhead_protocol::GuestStdio;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// How many execs that have ended are remembered, for late waiters.
@@ -76,7 +78,11 @@ pub struct Container {
     /// What of the host it shows to the guest.
     pub shares: Vec<Share>,
     /// The spec the agent got (C-07); the vanilla one is in the plan.
-    pub patched: Option<Box<oci::Spec>>,
+    pub patched: Option<Arc<oci::Spec>>,
+    /// Sources that are not shared (C-30).
+    pub ignored: Vec<PathBuf>,
+    /// Processes of it killed for want of memory.
+    pub out_of_memory: u64,
     /// Its own process.
     pub init: Process,
     /// Further processes.
@@ -93,6 +99,8 @@ impl Container {
             created_ns,
             shares,
             patched: None,
+            ignored: Vec::new(),
+            out_of_memory: 0,
             init,
             execs: BTreeMap::new(),
         }
@@ -113,6 +121,8 @@ impl Container {
             created_ns,
             shares,
             patched: None,
+            ignored: Vec::new(),
+            out_of_memory: 0,
             init,
             execs: BTreeMap::new(),
         }
@@ -182,6 +192,9 @@ impl Container {
                 .iter()
                 .map(|(id, process)| process.snapshot(Some(id.clone())))
                 .collect(),
+            spec: self.patched.clone(),
+            ignored: self.ignored.clone(),
+            out_of_memory: self.out_of_memory,
         }
     }
 }

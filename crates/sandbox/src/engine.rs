@@ -12,6 +12,7 @@
 use crate::command::{Command, Reply};
 use crate::error::SandboxError;
 use crate::lifecycle::Attachment;
+use crate::span;
 use crate::world::{Event, Published, World};
 use bulkhead_model::{ContainerId, Failure, FailureKind, ProcessKey, SandboxSnapshot};
 use std::collections::{HashMap, VecDeque};
@@ -19,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 /// How long a sandbox without any container waits for its first one.
 const FIRST_CONTAINER_DEADLINE: Duration = Duration::from_secs(60);
@@ -164,11 +166,17 @@ impl Engine {
     }
 
     /// Runs until the sandbox is gone. Returns what could not be undone.
-    pub async fn run(mut self, beginning: Beginning) -> Vec<String> {
+    pub async fn run(self, beginning: Beginning) -> Vec<String> {
+        // What is logged between verbs says whose it is too.
+        let whole = span::operation("sandbox", "supervise", &self.world.plan.id, None);
+        self.supervise(beginning).instrument(whole).await
+    }
+
+    async fn supervise(mut self, beginning: Beginning) -> Vec<String> {
         if matches!(beginning, Beginning::Boot)
             && let Err(error) = self.boot().await
         {
-            let failures = self.world.tear_down().await;
+            let failures = self.tear_down().await;
             self.refuse_all(&error.failure()).await;
             return failures;
         }
@@ -177,7 +185,7 @@ impl Engine {
                 Some(request) => request,
                 None => {
                     tracing::warn!("no container was made in time: taking the sandbox down");
-                    return self.world.tear_down().await;
+                    return self.tear_down().await;
                 }
             };
             if let Some(failures) = self.serve(request).await {
@@ -195,7 +203,8 @@ impl Engine {
             desk,
             ..
         } = self;
-        let work = world.boot();
+        let span = span::operation("sandbox", "boot", &world.plan.id, None);
+        let work = span::within(span, world.boot());
         attend(work, &token, None, requests, calloff, desk)
             .await
             .unwrap_or(Err(SandboxError::Cancelled {
@@ -243,7 +252,10 @@ impl Engine {
         let result = match command {
             Command::Attach { key, .. } => match attachment {
                 Some(again) if self.world.stands_for(&key, again.stub) => {
-                    self.world.attach_again(&key, again)
+                    let container = Some(&key.container);
+                    let span = span::operation("process", "attach", &self.world.plan.id, container);
+                    let attached = span.in_scope(|| self.world.attach_again(&key, again));
+                    attached.inspect_err(|error| span::failed(&span, error))
                 }
                 Some(first) => {
                     self.desk.attachments.insert(key, first);
@@ -252,7 +264,7 @@ impl Engine {
                 None => Ok(()),
             },
             Command::Create { plan } => return self.create(plan, reply).await,
-            Command::Delete { id, force } => match self.world.delete(&id, force).await {
+            Command::Delete { id, force } => match self.delete(&id, force).await {
                 Ok(true) => return Some(self.end(reply).await),
                 other => other.map(drop),
             },
@@ -269,8 +281,13 @@ impl Engine {
             Command::Update { id, resources } => {
                 self.attended(Some(id.clone()), Verb::Update(id, resources)).await
             }
+            Command::Stop { id, patience_ms } => {
+                let patience = Duration::from_millis(patience_ms);
+                self.attended(Some(id.clone()), Verb::Stop(id, patience)).await
+            }
             // Answered by the handle; they never get here.
             Command::Signal { .. }
+            | Command::Watch { .. }
             | Command::Resize { .. }
             | Command::CloseStdin { .. }
             | Command::Wait { .. }
@@ -303,11 +320,12 @@ impl Engine {
             return None;
         };
         if !exists {
-            self.world.rollback(&id).await;
+            let span = span::operation("container", "rollback", &self.world.plan.id, Some(&id));
+            self.world.rollback(&id).instrument(span).await;
         }
         if self.world.containers.is_empty() {
             // Answer when nothing is left, so that a retry finds the id free.
-            let failures = self.world.tear_down().await;
+            let failures = self.tear_down().await;
             self.refuse_all(&error.failure()).await;
             answer(reply, Err(error));
             return Some(failures);
@@ -316,8 +334,18 @@ impl Engine {
         None
     }
 
+    async fn delete(&mut self, id: &ContainerId, force: bool) -> Result<bool, SandboxError> {
+        let span = span::operation("container", "delete", &self.world.plan.id, Some(id));
+        span::within(span, self.world.delete(id, force)).await
+    }
+
+    async fn tear_down(&mut self) -> Vec<String> {
+        let span = span::operation("sandbox", "tear down", &self.world.plan.id, None);
+        self.world.tear_down().instrument(span).await
+    }
+
     async fn end(&mut self, reply: oneshot::Sender<Result<Reply, Failure>>) -> Vec<String> {
-        let failures = self.world.tear_down().await;
+        let failures = self.tear_down().await;
         let result = if failures.is_empty() {
             Ok(Reply::Done)
         } else {
@@ -346,7 +374,8 @@ impl Engine {
             desk,
             ..
         } = self;
-        let work = verb.run(world);
+        let span = span::operation("container", operation, &world.plan.id, subject.as_ref());
+        let work = span::within(span, verb.run(world));
         let result = attend(work, &token, subject.as_ref(), requests, calloff, desk)
             .await
             .unwrap_or(Err(SandboxError::Cancelled { operation }));
@@ -381,18 +410,15 @@ fn refuse(request: Request, failure: &Failure) {
 }
 
 fn answer(reply: oneshot::Sender<Result<Reply, Failure>>, result: Result<Reply, SandboxError>) {
-    let result = result.map_err(|error| {
-        let failure = error.failure();
-        tracing::error!(error = %failure.message, "command failed");
-        failure
-    });
-    let _ = reply.send(result);
+    // A client that is gone does not need the answer; a failure was logged where it happened.
+    let _ = reply.send(result.map_err(|error| error.failure()));
 }
 
 enum Verb {
     Create(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
     Start(ContainerId),
     Exec(ProcessKey, Box<bulkhead_model::oci::Process>, Option<Attachment>),
+    Stop(ContainerId, Duration),
     Pause(ContainerId),
     Resume(ContainerId),
     Update(ContainerId, Box<bulkhead_model::oci::LinuxResources>),
@@ -404,6 +430,7 @@ impl Verb {
             Self::Create(..) => "create",
             Self::Start(_) => "start",
             Self::Exec(..) => "exec",
+            Self::Stop(..) => "stop",
             Self::Pause(_) => "pause",
             Self::Resume(_) => "resume",
             Self::Update(..) => "update",
@@ -415,6 +442,7 @@ impl Verb {
             Self::Create(plan, attachment) => world.create(*plan, attachment).await,
             Self::Start(id) => world.start(&id).await,
             Self::Exec(key, process, attachment) => world.exec(&key, &process, attachment).await,
+            Self::Stop(id, patience) => world.stop_patiently(&id, patience).await,
             Self::Pause(id) => world.pause(&id).await,
             Self::Resume(id) => world.resume(&id).await,
             Self::Update(id, resources) => world.update(&id, &resources).await,

@@ -172,7 +172,8 @@ impl SandboxError {
             Self::Vmm(VmmError::Deadline { .. }) | Self::Guest(GuestError::Deadline { .. }) => {
                 FailureKind::DeadlineExceeded
             }
-            Self::Vmm(VmmError::Unsupported { .. }) | Self::Invalid { .. } | Self::Mount { .. } => {
+            Self::Vmm(VmmError::Unsupported { .. } | VmmError::Verify { .. } | VmmError::Digest { .. })
+            | Self::Invalid { .. } | Self::Mount { .. } => {
                 FailureKind::InvalidArgument
             }
             Self::Vmm(_) | Self::Host { .. } => FailureKind::Internal,

@@ -21,6 +21,7 @@ pub mod saved;
 pub mod share;
 mod side;
 pub mod size;
+mod span;
 pub mod world;
 
 pub use command::{Command, Notice, Reply, StdioSet};

@@ -64,6 +64,8 @@ impl World {
             self.stubs.extend(records.filter_map(|process| process.host));
             container.execs = one.execs.into_iter().map(|(id, p)| (id, p.restore())).collect();
             container.patched = one.patched;
+            container.ignored = one.ignored;
+            container.out_of_memory = one.out_of_memory;
             self.containers.insert(id, container);
         }
         match self.reconnect(&saved.processes).await {

@@ -18,6 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The version this build writes; it reads all up to it.
 pub const VERSION: u32 = 1;
@@ -56,7 +57,13 @@ pub struct SavedContainer {
     pub shares: Vec<Share>,
     /// The spec the agent got (C-07).
     #[serde(default)]
-    pub patched: Option<Box<oci::Spec>>,
+    pub patched: Option<Arc<oci::Spec>>,
+    /// Sources that are not shared (C-30).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<std::path::PathBuf>,
+    /// Processes killed for want of memory.
+    #[serde(default)]
+    pub out_of_memory: u64,
     /// Its own process.
     pub init: SavedProcess,
     /// Further processes.
@@ -228,6 +235,9 @@ impl SavedSandbox {
                         .iter()
                         .map(|(id, p)| p.snapshot(Some(id.clone())))
                         .collect(),
+                    spec: saved.patched.clone(),
+                    ignored: saved.ignored.clone(),
+                    out_of_memory: saved.out_of_memory,
                 };
                 for process in snapshot.execs.iter_mut().chain([&mut snapshot.init]) {
                     process.exit.get_or_insert(ExitStatus::Signal(9));
@@ -309,6 +319,8 @@ fn save_container(container: &Container) -> SavedContainer {
         created_ns: container.created_ns,
         shares: container.shares.clone(),
         patched: container.patched.clone(),
+        ignored: container.ignored.clone(),
+        out_of_memory: container.out_of_memory,
         init: save_process(&container.init),
         execs: container
             .execs

@@ -5,6 +5,7 @@
 
 use crate::command::{Command, Reply};
 use crate::error::SandboxError;
+use crate::span;
 use crate::world::{Live, Published};
 use bulkhead_model::snapshot::Phase;
 use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, ProcessKey, ProcessSnapshot, State};
@@ -22,19 +23,33 @@ impl Published {
                 snapshot: Box::new(self.snapshot()),
             }),
             Command::Inspect => Ok(Reply::Tree {
-                tree: crate::inspect::tree(&self.snapshot(), &self.plan, &self.paths, true),
+                tree: crate::inspect::tree(&self.counted(), &self.plan, &self.paths, true),
             }),
-            Command::Wait { key } => self.wait(key).await,
-            Command::Signal { key, signal, all } => self.signal(key, *signal, *all, calloff).await,
-            Command::Resize { key, columns, rows } => self.resize(key, *columns, *rows).await,
+            Command::Wait { key } => {
+                self.spanned("wait", &key.container, self.wait(key)).await
+            }
+            Command::Watch { id, out_of_memory } => {
+                self.spanned("watch", id, self.watch(id, *out_of_memory)).await
+            }
+            Command::Signal { key, signal, all } => {
+                self.spanned("signal", &key.container, self.signal(key, *signal, *all, calloff)).await
+            }
+            Command::Resize { key, columns, rows } => {
+                self.spanned("resize", &key.container, self.resize(key, *columns, *rows)).await
+            }
             Command::CloseStdin { key } => self.close_stdin(key),
-            Command::Processes { id } => self.processes(id).await,
-            Command::Stats { id } => self.stats(id).await,
+            Command::Processes { id } => {
+                self.spanned("processes", id, self.processes(id)).await
+            }
+            Command::Stats { id } => {
+                self.spanned("stats", id, self.stats(id)).await
+            }
             Command::Attach { .. }
             | Command::Create { .. }
             | Command::Start { .. }
             | Command::Exec { .. }
             | Command::Delete { .. }
+            | Command::Stop { .. }
             | Command::Pause { .. }
             | Command::Resume { .. }
             | Command::Update { .. }
@@ -43,7 +58,27 @@ impl Published {
         Some(result.map_err(|error| error.failure()))
     }
 
+    /// Runs a call in its span. What fails here is a client's mistake or the guest's: it changes nothing on the host.
+    async fn spanned(
+        &self,
+        operation: &'static str,
+        container: &ContainerId,
+        work: impl Future<Output = Result<Reply, SandboxError>>,
+    ) -> Result<Reply, SandboxError> {
+        let span = span::operation("process", operation, &self.plan.id, Some(container));
+        span::within(span, work).await
+    }
+
+    /// As clients get it: without the specs, which are most of its size.
     fn snapshot(&self) -> bulkhead_model::SandboxSnapshot {
+        let mut snapshot = self.counted();
+        for container in snapshot.containers.values_mut() {
+            container.spec = None;
+        }
+        snapshot
+    }
+
+    fn counted(&self) -> bulkhead_model::SandboxSnapshot {
         let mut snapshot = self.snapshot.borrow().clone();
         if let Some(live) = self.live.borrow().as_ref() {
             snapshot.counters.qmp = live.vm.round_trips();
@@ -103,6 +138,24 @@ impl Published {
                 return Err(SandboxError::NoProcess(key.to_string()));
             }
             last = self.process(key)?.1;
+        }
+    }
+
+    /// Ends with the first kill the asker does not know of, or with the container's own process.
+    async fn watch(&self, id: &ContainerId, known: u64) -> Result<Reply, SandboxError> {
+        let mut snapshots = self.snapshot.clone();
+        loop {
+            let container = self.container(id)?;
+            let ended = container.init.exit.is_some();
+            if ended || container.out_of_memory > known {
+                return Ok(Reply::Happened {
+                    out_of_memory: container.out_of_memory,
+                    ended,
+                });
+            }
+            if snapshots.changed().await.is_err() {
+                return Err(SandboxError::NoContainer(id.clone()));
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use bulkhead_vmm::{Vm, Vmm};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
 
 /// What happens without being asked for.
 #[derive(Debug)]
@@ -50,6 +51,13 @@ pub enum Event {
         key: ProcessKey,
         /// The stub.
         stub: HostProcess,
+    },
+    /// The guest's kernel killed for want of memory.
+    OutOfMemory {
+        /// In which container, as the agent names it.
+        container: String,
+        /// Kills so far.
+        kills: u64,
     },
     /// The VM process ended.
     VmEnded,
@@ -247,15 +255,16 @@ impl World {
     pub fn go_live(&self, live: Live) {
         let events = self.events.clone();
         let vm = Arc::clone(&live.vm);
-        tokio::spawn(async move {
+        let ended = async move {
             let exit = vm.exited().await;
             tracing::info!(?exit, "the VM ended");
             let _ = events.send(Event::VmEnded);
-        });
+        };
+        tokio::spawn(ended.in_current_span());
         if let Some(fsd) = live.fsd.clone() {
             let vm = Arc::clone(&live.vm);
             // Not by the engine's task: it may be waiting for a guest that waits for its files.
-            tokio::spawn(async move {
+            let guard = async move {
                 tokio::select! {
                     _ = vm.exited() => return,
                     () = fsd.exited() => {}
@@ -264,9 +273,11 @@ impl World {
                 if let Err(error) = vm.kill(crate::lifecycle::KILL_DEADLINE).await {
                     tracing::error!(%error, "ending the VM");
                 }
-            });
+            };
+            tokio::spawn(guard.in_current_span());
         }
-        tokio::spawn(crate::guest_log::follow(Arc::clone(&live.guest)));
+        let follow = crate::guest_log::follow(Arc::clone(&live.guest), self.events.clone());
+        tokio::spawn(follow.in_current_span());
         self.live.send_replace(Some(live));
     }
 
@@ -405,6 +416,10 @@ impl World {
                 if exit.out_of_memory {
                     tracing::warn!(process = %key, "out of memory in the guest");
                 }
+                // Its own event may come later, or not at all once the cgroup is gone.
+                if let Some(container) = self.containers.get_mut(&key.container) {
+                    container.out_of_memory = container.out_of_memory.max(exit.out_of_memory_kills);
+                }
                 self.process_exited(&key, exit.status);
             }
             Event::Delivered { key } => self.delivered(&key).await,
@@ -414,7 +429,21 @@ impl World {
                 }
             }
             Event::StubGone { key, stub } => self.stub_gone(&key, stub).await,
+            Event::OutOfMemory { container, kills } => self.out_of_memory(&container, kills),
             Event::VmEnded => self.vm_ended(),
+        }
+    }
+
+    /// Told again after a take-over: the number makes it the same kill.
+    fn out_of_memory(&mut self, container: &str, kills: u64) {
+        let known = ContainerId::new(container).ok();
+        let Some(container) = known.and_then(|id| self.containers.get_mut(&id)) else {
+            return;
+        };
+        if kills > container.out_of_memory {
+            container.out_of_memory = kills;
+            self.save_logged();
+            self.publish();
         }
     }
 

@@ -6,16 +6,17 @@
 mod support;
 
 use bulkhead_model::{ExitStatus, FailureKind, State};
-use bulkhead_sandbox::{Command, Notice, Reply};
+use bulkhead_sandbox::{Command, Handle, Notice, Reply};
 use std::time::Duration;
 use support::*;
 
-/// A whole life: create, start, kill, delete. Stops at the first refused verb and deletes by force.
+/// A whole life: create, start, kill, delete, and beside it a second container that sees every other verb. Stops at the first refused verb and deletes by force.
 async fn life(bench: &Bench, name: &str) -> Result<(), bulkhead_model::Failure> {
     let (handle, engine) = bench.sandbox(name);
     let result = async {
         create(&handle, name, true).await?;
         call(&handle, Command::Start { id: id(name) }).await?;
+        second(&handle).await?;
         call(
             &handle,
             Command::Signal {
@@ -56,7 +57,35 @@ async fn life(bench: &Bench, name: &str) -> Result<(), bulkhead_model::Failure> 
     result
 }
 
-/// C-11, C-13, C-15: fail step k for every k; nothing is left; the same id works at once.
+async fn second(handle: &Handle) -> Result<(), bulkhead_model::Failure> {
+    create(handle, "second", false).await?;
+    let id = id("second");
+    call(handle, Command::Start { id: id.clone() }).await?;
+    let exec = exec_key("second", "e");
+    let _ear = attach(handle, exec.clone(), 600).await?;
+    for command in [
+        Command::Exec {
+            key: exec,
+            process: Box::default(),
+        },
+        Command::Pause { id: id.clone() },
+        Command::Resume { id: id.clone() },
+        Command::Update {
+            id: id.clone(),
+            resources: Box::default(),
+        },
+        Command::Stop {
+            id: id.clone(),
+            patience_ms: 1,
+        },
+        Command::Delete { id, force: false },
+    ] {
+        call(handle, command).await?;
+    }
+    Ok(())
+}
+
+/// C-11 to C-15: fail step k for every k; nothing is left; the same id works at once.
 #[tokio::test]
 async fn c10_c11_every_step_fails_once_and_nothing_is_left() {
     let bench = Bench::new();

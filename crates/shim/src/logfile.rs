@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 /// Largest size of one log file in bytes; there are at most two.
 pub const MAX_LOG_BYTES: u64 = 2 << 20;
@@ -60,19 +61,22 @@ impl Write for LogFile {
     }
 }
 
-/// Sends everything traced from here on to `path`. Called once per process.
+/// Sends everything traced from here on to `path`; with `spans` also the end of each span, with its fields, its
+/// failure and how long it took. Called once per process.
 ///
 /// # Errors
 /// When the file cannot be opened or tracing is set up already.
-pub fn start(path: &Path, debug: bool) -> io::Result<()> {
+pub fn start(path: &Path, debug: bool, spans: bool) -> io::Result<()> {
     let file = Mutex::new(LogFile::open(path)?);
     let level = if debug {
         tracing::Level::DEBUG
     } else {
         tracing::Level::INFO
     };
+    let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
     tracing_subscriber::fmt()
         .json()
+        .with_span_events(ends)
         .flatten_event(true)
         .with_max_level(level)
         .with_target(false)

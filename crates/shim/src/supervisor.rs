@@ -10,7 +10,6 @@
 use crate::launch::{LOCK_FD, Ready};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
-use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
 use bulkhead_sandbox::{Beginning, Engine, Handle, Journal, Layout, Platform, Resource, SandboxPaths, World};
@@ -105,19 +104,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let _lock =
         bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
-    // Before anything of them is used (O-16); a replacement boots nothing.
-    if !arguments.recover {
-        for asset in &plan.vm.asset_hashes {
-            bulkhead_config::verify(asset).map_err(|error| {
-                Failure::new(
-                    FailureKind::InvalidArgument,
-                    format!("sandbox {}: {}", arguments.sandbox, chain(&error)),
-                )
-            })?;
-        }
-    }
     bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
-    logfile::start(&paths.log(), plan.vm.debug).map_err(|e| fail("opening its log", e))?;
+    let debug = plan.vm.debug || plan.debug || plan.agent.debug;
+    logfile::start(&paths.log(), debug, plan.trace || plan.agent.tracing).map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)

@@ -458,6 +458,7 @@ mod tests {
             marker: "m".into(),
             cgroup_procs: Vec::new(),
             netns: None,
+            share: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! Owns: VMM arguments and QMP. Never knows OCI, containers or TOML. Called by `sandbox` and, for the
 //! probe, by `cli`.
 
+pub mod assets;
 pub mod fake;
 pub mod machine;
 pub mod probe;

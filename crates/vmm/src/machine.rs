@@ -40,6 +40,8 @@ pub struct Launch {
     pub cgroup_procs: Vec<PathBuf>,
     /// Network namespace the VMM is to live in; `None` is a new, empty one.
     pub netns: Option<OwnedFd>,
+    /// Directory the VMM itself shares with the guest, and its mount tag there: virtio-9p cannot be plugged later.
+    pub share: Option<(PathBuf, String)>,
 }
 
 /// How a VMM process ended.
@@ -89,6 +91,29 @@ pub enum VmmError {
         exit: VmExit,
         /// Its last error lines, joined.
         stderr: String,
+    },
+    /// A file the VM is made of cannot be read to verify it (O-16).
+    #[error("{}: cannot read it to verify {option}", path.display())]
+    Verify {
+        /// The file.
+        path: PathBuf,
+        /// The option with the digest.
+        option: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file the VM is made of is another than was meant (O-16).
+    #[error("{}: its SHA-512 is {found}: expected {expected}, as {option} says", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The option with the digest.
+        option: String,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
     },
     /// A machine-protocol command was refused.
     #[error("QMP {command} failed: {class}: {description}")]

@@ -339,6 +339,7 @@ async fn a_kill_for_want_of_memory_is_told() {
     assert!(exit.out_of_memory);
     let events = machine.ok(machine.guest.next_events(0).await);
     let told = bulkhead_protocol::GuestEvent::OutOfMemory {
+        kills: 1,
         container: "c1".to_owned(),
     };
     assert!(events.iter().any(|(_, event)| *event == told), "{events:?}");

@@ -228,6 +228,7 @@ impl Machine {
             no_new_keyring: false,
             seccomp: true,
             pipe_bytes: 0,
+            whole_dev: false,
         };
         self.guest.create_container(container).await
     }

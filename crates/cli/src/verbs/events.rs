@@ -1,8 +1,8 @@
 //! `events`: statistics at an interval and out-of-memory kills, one JSON object a line, in runc's layout.
 //!
 //! ```text
-//!  every interval: Stats ─► {"type":"stats",…}; oom_kill counter grew ─► {"type":"oom",…}
-//!  beside it:      Wait  ─► the container ended ─► exit 0
+//!  every interval: Stats ─► {"type":"stats",…}
+//!  beside it:      Watch ─► more kills for want of memory ─► {"type":"oom",…}; the container ended ─► exit 0
 //! ```
 
 use super::{Outcome, print_text};
@@ -10,11 +10,13 @@ use crate::context::{CALL, Context, Found, unexpected};
 use crate::go_duration;
 use bulkhead_host::deadline::{Deadline, readable};
 use bulkhead_model::stats::{BlkioEntry, ContainerStats, MemoryData};
-use bulkhead_model::{Failure, FailureKind, ProcessKey, State};
+use bulkhead_model::{Failure, FailureKind, State};
 use bulkhead_sandbox::{Command, Reply};
+use bulkhead_shim::Message;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 /// Options of `events`.
 #[derive(Debug, Args)]
@@ -49,29 +51,43 @@ impl Events {
             let stats = ask(&mut found)?;
             return print_line(&stats_event(&self.id, &stats));
         }
-        let mut end = context.client(&found.id)?;
-        let key = ProcessKey {
-            container: found.id.clone(),
-            exec: None,
+        let mut watch = context.client(&found.id)?;
+        let mut kills = found.container.out_of_memory;
+        let id = found.id.clone();
+        let look = |kills| Command::Watch {
+            id: id.clone(),
+            out_of_memory: kills,
         };
-        end.send(&Command::Wait { key }, &[])?;
-        let mut kills = None;
+        watch.send(&look(kills), &[])?;
+        let mut next = Instant::now() + interval;
         loop {
-            let ended = readable(end.stream().as_fd(), Deadline::after(interval))
+            let left = next.saturating_duration_since(Instant::now());
+            let told = readable(watch.stream().as_fd(), Deadline::after(left))
                 .map_err(|e| Failure::new(FailureKind::Internal, format!("waiting: {e}")))?;
-            if ended {
-                return Ok(0);
+            if told {
+                let (now, ended) = match watch.receive(Some(CALL)) {
+                    Ok(Message::Ok(Reply::Happened { out_of_memory, ended })) => (out_of_memory, ended),
+                    Ok(Message::Ok(other)) => return Err(unexpected(&other)),
+                    Ok(Message::Notice(_)) => continue,
+                    // The sandbox went with it.
+                    Ok(Message::Err(_)) | Err(_) => return Ok(0),
+                };
+                for _ in kills..now {
+                    print_line(&json!({"type": "oom", "id": self.id}))?;
+                }
+                if ended {
+                    return Ok(0);
+                }
+                kills = now;
+                watch.send(&look(kills), &[])?;
+                continue;
             }
+            next = Instant::now() + interval;
             let stats = match ask(&mut found) {
                 // It ended a moment ago.
                 Err(failure) if failure.kind != FailureKind::DeadlineExceeded => return Ok(0),
                 other => other?,
             };
-            let now = oom_kills(&stats);
-            if kills.is_some_and(|before| now > before) {
-                print_line(&json!({"type": "oom", "id": self.id}))?;
-            }
-            kills = Some(now);
             print_line(&stats_event(&self.id, &stats))?;
         }
     }
@@ -83,11 +99,6 @@ fn ask(found: &mut Found) -> Result<ContainerStats, Failure> {
         Reply::Stats { stats } => Ok(*stats),
         other => Err(unexpected(&other)),
     }
-}
-
-fn oom_kills(stats: &ContainerStats) -> u64 {
-    let raw = &stats.cgroup_stats.memory_stats.stats;
-    raw.get("oom_kill").copied().unwrap_or(0)
 }
 
 fn print_line(event: &Value) -> Outcome {

@@ -58,6 +58,14 @@ fn readable(line: &str) -> String {
     };
     let (time, level, message) = (take("timestamp"), take("level"), take("message"));
     let mut out = format!("{time} {level:5} {message}");
+    // Of the span, what tells operations apart.
+    if let Some(Value::Object(span)) = fields.remove("span") {
+        for name in ["operation", "sandbox", "container", "host_path", "error"] {
+            if let Some(value) = span.get(name) {
+                fields.entry(name).or_insert_with(|| value.clone());
+            }
+        }
+    }
     for (key, value) in &fields {
         let value = match value {
             Value::String(text) => text.clone(),
@@ -81,5 +89,8 @@ mod tests {
             "2026-01-01T00:00:00Z INFO  booted ms=5 source=agent\n"
         );
         assert_eq!(readable("not json"), "not json\n");
+        // C-25: what the span says of the line.
+        let line = r#"{"timestamp":"t","level":"WARN","message":"m","span":{"name":"operation","package":"p","operation":"stop","container":"c"}}"#;
+        assert_eq!(readable(line), "t WARN  m container=c operation=stop\n");
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
+pub(crate) mod stop;
 pub(crate) mod update;
 
 use bulkhead_model::Failure;

@@ -1,7 +1,6 @@
 //! O-16: assets and their digests.
 
 use crate::support::*;
-use bulkhead_config::{VerifyError, verify};
 use bulkhead_model::vm::AssetHash;
 use std::path::Path;
 
@@ -78,27 +77,4 @@ fn o16_refusals() {
             &["kernel", &format!("{bad:?}"), "absolute path"],
         );
     }
-}
-
-/// O-16: verified before use; a wrong or unreadable file is refused by name.
-#[test]
-fn o16_verify() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("kernel");
-    std::fs::write(&path, "abc").unwrap();
-    let asset = |sha512: &str| AssetHash {
-        option: "kernel_hash".into(),
-        path: path.clone(),
-        sha512: sha512.into(),
-    };
-    verify(&asset(ABC)).unwrap();
-    let wrong = "0".repeat(128);
-    let error = verify(&asset(&wrong)).unwrap_err();
-    says(&error.to_string(), &["kernel", "kernel_hash", ABC, &wrong]);
-    std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-    assert!(matches!(verify(&asset(ABC)), Err(VerifyError::Mismatch { .. })));
-    std::fs::remove_file(&path).unwrap();
-    let error = verify(&asset(ABC)).unwrap_err();
-    assert!(matches!(error, VerifyError::Read { .. }));
-    says(&error.to_string(), &[path.to_str().unwrap(), "kernel_hash"]);
 }

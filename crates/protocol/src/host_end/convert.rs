@@ -43,6 +43,7 @@ pub(super) fn configure(request_id: String, identity: GuestIdentity) -> agent::C
         kernel_modules: identity.kernel_modules,
         shm_bytes: identity.shm_bytes,
         debug: identity.debug,
+        tracing: identity.tracing,
         ..Default::default()
     }
 }
@@ -71,6 +72,7 @@ pub(super) fn create(request_id: String, container: GuestContainer) -> agent::Cr
         no_new_keyring: container.no_new_keyring,
         seccomp: container.seccomp,
         pipe_bytes: container.pipe_bytes,
+        whole_dev: container.whole_dev,
         ..Default::default()
     }
 }
@@ -97,6 +99,7 @@ pub(super) fn exit(response: &agent::WaitResponse) -> Result<GuestExit, GuestErr
     Ok(GuestExit {
         status,
         out_of_memory: response.out_of_memory,
+        out_of_memory_kills: response.out_of_memory_kills,
         stdout_offset: response.stdout_offset,
         stderr_offset: response.stderr_offset,
     })
@@ -127,6 +130,7 @@ pub(super) fn event(event: agent::Event) -> Option<(u64, GuestEvent)> {
         },
         agent::event::Kind::OutOfMemory(killed) => GuestEvent::OutOfMemory {
             container: killed.container,
+            kills: killed.kills,
         },
     };
     Some((event.sequence, said))

@@ -1,4 +1,4 @@
-//! The shared-filesystem daemon as a child: this binary again, by its hidden verb `fsd`.
+//! The shared-filesystem daemon as a child: this binary again, by its hidden verb `fsd`, or another virtiofsd.
 //!
 //! Owns: its start and the watch on its end. Never: the file system itself. Called by the real host.
 
@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bulkhead_host::process::{Child, MARKER, Spawn, open_exact};
 use bulkhead_model::HostProcess;
 use bulkhead_model::vm::SharedFs;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use tokio::io::unix::AsyncFd;
@@ -31,21 +32,19 @@ impl Daemon for RunningDaemon {
 
 /// Starts it.
 pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
-    let SharedFs::VirtioFs {
-        daemon: None, cache, ..
-    } = &launch.shared_fs
-    else {
+    let SharedFs::VirtioFs { daemon, cache, .. } = &launch.shared_fs else {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!(
-                "shared file system {:?}: expected virtio-fs with the built-in daemon",
-                launch.shared_fs
-            ),
+            format!("shared file system {:?}: expected virtio-fs", launch.shared_fs),
         ));
     };
-    let mut spawn = Spawn::new("/proc/self/exe")
-        .args(["fsd", "--socket-fd", "3", "--cache", cache, "--shared-dir"])
-        .arg(&launch.share)
+    let spawn = match daemon {
+        None => Spawn::new("/proc/self/exe")
+            .args(["fsd", "--socket-fd", "3", "--cache", cache, "--shared-dir"])
+            .arg(&launch.share),
+        Some(program) => Spawn::new(program).args(["--fd=3", "-o"]).arg(options(&launch, cache)),
+    };
+    let mut spawn = spawn
         .env(MARKER, &launch.marker)
         .fd(launch.listener, 3)
         .fd(launch.stderr, 2)
@@ -63,6 +62,16 @@ pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
     };
     let pidfd = started.child.as_fd().try_clone_to_owned()?;
     watched(process, Some(started.child), pidfd)
+}
+
+/// Options of virtiofsd(1), in the form that both its C and its Rust versions take. In a chroot of this mount
+/// namespace it sees what is bound into the share later.
+fn options(launch: &FsdLaunch, cache: &str) -> OsString {
+    let cache = if cache == "never" { "none" } else { cache };
+    let mut options = OsString::from("source=");
+    options.push(&launch.share);
+    options.push(format!(",cache={cache},sandbox=chroot,xattr"));
+    options
 }
 
 /// Watches one that an earlier supervisor started: whoever is its parent now reaps it.

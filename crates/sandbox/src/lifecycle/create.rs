@@ -83,12 +83,14 @@ impl World {
             no_new_keyring: plan.no_new_keyring,
             seccomp: self.plan.guest_seccomp,
             pipe_bytes: self.plan.agent.container_pipe_bytes,
+            whole_dev: shares.dev_is_the_hosts,
         };
         init.guest_pid = Some(live.guest.create_container(container).await?);
         self.pending.clear();
         let stdio = init.stdio;
         let mut container = Container::new(plan, shares.shares, init, self.platform.now_ns());
-        container.patched = Some(Box::new(shares.spec));
+        container.patched = Some(std::sync::Arc::new(shares.spec));
+        container.ignored = shares.ignored;
         self.containers.insert(key.container.clone(), container);
         self.watch(key, stdio)?;
         self.save()?;

@@ -11,6 +11,7 @@ use crate::error::SandboxError;
 use crate::journal::{Entry, Resource};
 use crate::platform::Bind;
 use crate::share::Share;
+use crate::span;
 use crate::world::World;
 use bulkhead_model::ContainerId;
 use std::io;
@@ -42,8 +43,9 @@ impl World {
                 continue;
             };
             let above = root.join(below.parent().unwrap_or(below));
-            self.platform
-                .make_guest_dir(&above)
+            let span = span::on_path("make a directory", &self.plan.id, id, &above);
+            span.in_scope(|| self.platform.make_guest_dir(&above))
+                .inspect_err(|error| span::failed(&span, error))
                 .map_err(|e| SandboxError::host("creating", above, e))?;
         }
         let namespace = self
@@ -73,8 +75,9 @@ impl World {
                 recursive: share.recursive,
                 share: &root,
             };
-            self.platform
-                .bind(bind)
+            let span = span::on_path("bind", &self.plan.id, id, &share.source);
+            span.in_scope(|| self.platform.bind(bind))
+                .inspect_err(|error| span::failed(&span, error))
                 .map_err(|e| SandboxError::mount(&share.source, &share.destination, e))?;
         }
         Ok(())

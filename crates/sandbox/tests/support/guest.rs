@@ -40,6 +40,10 @@ pub struct FakeGuest {
     pub updates: Mutex<Vec<serde_json::Value>>,
     /// Specs as they came with each create.
     pub specs: Mutex<Vec<serde_json::Value>>,
+    /// What the guest tells of itself, numbered from 1.
+    pub events: watch::Sender<Vec<GuestEvent>>,
+    /// Kills for want of memory that a process's end reports.
+    pub kills: Mutex<u64>,
 }
 
 impl FakeGuest {
@@ -54,6 +58,8 @@ impl FakeGuest {
             disconnected: Mutex::default(),
             updates: Mutex::default(),
             specs: Mutex::default(),
+            events: watch::channel(Vec::new()).0,
+            kills: Mutex::default(),
         }
     }
 
@@ -144,6 +150,7 @@ impl Guest for FakeGuest {
         Ok(GuestExit {
             status,
             out_of_memory: false,
+            out_of_memory_kills: *self.kills.lock().unwrap(),
             stdout_offset: 0,
             stderr_offset: 0,
         })
@@ -187,9 +194,17 @@ impl Guest for FakeGuest {
         }
         Ok((cpus, 0))
     }
-    async fn next_events(&self, _: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError> {
-        let _ = self.off.subscribe().wait_for(|off| *off).await;
-        Err(GuestError::Gone { call: "next_events" })
+    async fn next_events(&self, after: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError> {
+        let mut events = self.events.subscribe();
+        let mut off = self.off.subscribe();
+        let seen = usize::try_from(after).unwrap();
+        tokio::select! {
+            told = events.wait_for(|all| all.len() > seen) => {
+                let told = told.map_err(|_| GuestError::Gone { call: "next_events" })?;
+                Ok((after + 1..).zip(told[seen..].iter().cloned()).collect())
+            }
+            _ = off.wait_for(|off| *off) => Err(GuestError::Gone { call: "next_events" }),
+        }
     }
     async fn sync(&self) -> Result<(), GuestError> {
         self.faults.guest("sync")

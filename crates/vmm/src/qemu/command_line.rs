@@ -2,10 +2,11 @@
 //!
 //! Owns: the machine that every sandbox of one plan has in common. Never: an id, socket path or MAC of a
 //! sandbox (sockets are inherited descriptors, devices come by QMP later), so equal plans give equal lines
-//! and a saved machine fits them all. Called by `launch`. Source: qemu-system-x86_64(1), 7.2.
+//! and a saved machine fits them all. The exception is virtio-9p, which QEMU cannot plug: its line names the shared
+//! directory, and no saved machine has one. Called by `launch`. Source: qemu-system-x86_64(1), 7.2.
 //!
 //! ```text
-//!  pcie.0:  01 rng   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1f chipset
+//!  pcie.0:  01 rng   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1e 9p   1f chipset
 //! ```
 
 use super::kernel_line::{self, kernel_line};
@@ -13,7 +14,7 @@ use crate::VmmError;
 use bulkhead_model::VmPlan;
 use bulkhead_model::vm::{Accelerator, KeyValue, SharedFs};
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Descriptor numbers the VMM finds its listening sockets at.
 pub(super) const QMP_FD: i32 = 3;
@@ -23,8 +24,10 @@ pub(super) const CONSOLE_FD: i32 = 6;
 
 /// Device number of the first root port on `pcie.0`.
 pub(super) const FIRST_ROOT_PORT: u32 = 4;
-/// Root ports that fit before the chipset at 1f.
-pub(super) const MAX_ROOT_PORTS: u32 = 0x1f - FIRST_ROOT_PORT;
+/// Device number of the shared directory when QEMU itself serves it.
+const SHARE_SLOT: u32 = 0x1e;
+/// Root ports that fit before that.
+pub(super) const MAX_ROOT_PORTS: u32 = SHARE_SLOT - FIRST_ROOT_PORT;
 /// QOM id of the memory device when the plan asks for virtio-mem.
 pub(super) const VIRTIO_MEM: &str = "vmem0";
 /// Thread that serves disks when the plan asks for one.
@@ -42,6 +45,7 @@ pub(super) fn command_line(
     plan: &VmPlan,
     accelerator: Accelerator,
     tsc_khz: Option<u32>,
+    share: Option<&(PathBuf, String)>,
 ) -> Result<Vec<OsString>, VmmError> {
     check(plan, accelerator)?;
     let mut line = Line(Vec::new());
@@ -79,6 +83,14 @@ pub(super) fn command_line(
         .option("-append", kernel_line(plan, accelerator, tsc_khz));
     channels(&mut line, plan);
     devices(&mut line, plan);
+    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
+        let (directory, tag) = share.ok_or_else(|| VmmError::Unsupported {
+            option: "shared_fs",
+            value: "virtio-9p".into(),
+            expected: "a directory to share",
+        })?;
+        shared_directory(&mut line, plan, directory, tag);
+    }
     Ok(line.0)
 }
 
@@ -105,7 +117,7 @@ fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
         );
     }
     if plan.root_ports > MAX_ROOT_PORTS {
-        return unsupported("pcie_root_port", plan.root_ports.to_string(), "at most 27");
+        return unsupported("pcie_root_port", plan.root_ports.to_string(), "at most 26");
     }
     if plan.vcpus == 0 || plan.max_vcpus < plan.vcpus {
         return unsupported(
@@ -113,9 +125,6 @@ fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
             plan.vcpus.to_string(),
             "1 to the maximum number of vCPUs",
         );
-    }
-    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
-        return unsupported("shared_fs", "virtio-9p".into(), "virtio-fs or none");
     }
     if plan.memory_mib == 0 {
         return unsupported("memory", "0".into(), "at least 1 MiB");
@@ -283,6 +292,16 @@ fn devices(line: &mut Line, plan: &VmPlan) {
     }
 }
 
+/// Owners and modes are the host's own, as with virtio-fs. What is bound into the directory later is on other
+/// devices: their inode numbers are told apart by being mapped.
+fn shared_directory(line: &mut Line, plan: &VmPlan, directory: &Path, tag: &str) {
+    let mut share = OsString::from("local,id=fs0,security_model=passthrough,multidevs=remap,path=");
+    share.push(escaped(directory));
+    let device = format!("virtio-9p-pci,id=fs0,fsdev=fs0,mount_tag={tag},bus=pcie.0,addr={SHARE_SLOT:x}");
+    line.option("-fsdev", share)
+        .option("-device", virtio(plan, &device));
+}
+
 /// A virtio device, modern only: the old interface would cost I/O space and its probing.
 fn virtio(plan: &VmPlan, device: &str) -> String {
     let iommu = if plan.iommu_platform {
@@ -326,14 +345,14 @@ mod tests {
     use super::*;
 
     fn line(plan: &VmPlan) -> String {
-        let line = command_line(plan, Accelerator::Tcg, None).unwrap();
+        let line = command_line(plan, Accelerator::Tcg, None, None).unwrap();
         line.join(OsStr::new(" ")).into_string().unwrap()
     }
 
     fn refused(change: impl FnOnce(&mut VmPlan)) -> String {
         let mut plan = plan();
         change(&mut plan);
-        match command_line(&plan, Accelerator::Tcg, None) {
+        match command_line(&plan, Accelerator::Tcg, None, None) {
             Err(error @ VmmError::Unsupported { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
@@ -423,7 +442,7 @@ mod tests {
         plan.vcpus = 2;
         plan.max_vcpus = 8;
         assert!(line(&plan).contains("-smp cpus=8,maxcpus=8 "));
-        let kvm = command_line(&plan, Accelerator::Kvm, None).unwrap();
+        let kvm = command_line(&plan, Accelerator::Kvm, None, None).unwrap();
         let kvm = kvm.join(OsStr::new(" ")).into_string().unwrap();
         assert!(
             kvm.contains("-accel kvm -cpu host -smp cpus=2,maxcpus=8 "),
@@ -431,14 +450,34 @@ mod tests {
         );
     }
 
+    /// O-12: served by QEMU itself, and confined all the same.
+    #[test]
+    fn o12_a_directory_shared_by_9p() {
+        let mut plan = plan();
+        plan.shared_fs = SharedFs::Virtio9p { msize: 8192 };
+        let share = (PathBuf::from("/s,1"), "tag".to_owned());
+        let line = command_line(&plan, Accelerator::Tcg, None, Some(&share)).unwrap();
+        let line = line.join(OsStr::new(" ")).into_string().unwrap();
+        assert!(
+            line.contains("-fsdev local,id=fs0,security_model=passthrough,multidevs=remap,path=/s,,1 -device "),
+            "{line}"
+        );
+        assert!(line.contains("virtio-9p-pci,id=fs0,fsdev=fs0,mount_tag=tag,bus=pcie.0,addr=1e,"), "{line}");
+        assert!(line.contains("-sandbox on,"));
+        // A directory is of no use to the other kinds.
+        plan.shared_fs = SharedFs::None;
+        let line = command_line(&plan, Accelerator::Tcg, None, Some(&share)).unwrap();
+        assert!(line.iter().all(|word| word != "-fsdev"));
+    }
+
     #[test]
     fn what_this_machine_cannot_do_is_named() {
         assert!(refused(|p| p.machine_type = "microvm".into()).contains("microvm"));
         assert!(refused(|p| p.machine_type = "pc-q35-7.2,accel=kvm".into()).contains("comma"));
-        assert!(refused(|p| p.root_ports = 28).contains("at most 27"));
+        assert!(refused(|p| p.root_ports = 27).contains("at most 26"));
         assert!(refused(|p| p.vcpus = 0).contains("vcpus: 0"));
         assert!(refused(|p| p.vcpus = 2).contains("vcpus: 2"));
-        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }).contains("virtio-9p"));
+        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }).contains("a directory to share"));
         assert!(refused(|p| p.memory_mib = 0).contains("memory: 0"));
         let long = KeyValue {
             key: "x".repeat(2000),

@@ -39,6 +39,7 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         marker,
         cgroup_procs,
         netns,
+        share,
     } = launch;
     // QEMU's own words for it would not say what to do.
     for (what, path) in [("kernel", &plan.kernel), ("initrd", &plan.initrd)] {
@@ -48,7 +49,7 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
             source,
         })?;
     }
-    let args = command_line(&plan, accelerator, tsc_khz)?;
+    let args = command_line(&plan, accelerator, tsc_khz, share.as_ref())?;
     tracing::debug!(?args, "VMM");
     let (stderr_read, stderr_write) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("making a pipe")(e.into()))?;
@@ -75,8 +76,11 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
     }
     // Cloning waits for the child's exec. The guard travels with it: a caller that gives up meanwhile
     // leaves no process.
+    let assets = plan.asset_hashes.clone();
     let started = tokio::task::spawn_blocking(move || {
-        let started = spawn.spawn()?;
+        // Before each use (O-16): nothing is between this and the exec.
+        crate::assets::verify(&assets)?;
+        let started = spawn.spawn().map_err(spawn_error)?;
         for refusal in &started.cgroup_refusals {
             tracing::warn!(path = %refusal.path.display(), error = %refusal.source, "the VMM could not join a cgroup");
         }
@@ -84,13 +88,7 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
     })
     .await
     .map_err(|e| io_error(STEP)(io::Error::other(e)))?;
-    let starting = started.map_err(|error| match error {
-        SpawnError::Program {
-            program: path,
-            source,
-        } => VmmError::Binary { path, source },
-        other => io_error(STEP)(io::Error::other(other)),
-    })?;
+    let starting: Starting = started?;
     let stderr = StderrTail::follow(stderr_read, Some(stderr)).map_err(io_error(STEP))?;
     let process = VmmProcess::of_child(starting.child(), stderr).map_err(io_error(STEP))?;
     let mut deadline = ANSWER;
@@ -133,6 +131,16 @@ pub(super) async fn adopt(identity: HostProcess, plan: VmPlan, qmp: OwnedFd) -> 
     };
     instance.recall().await?;
     Ok(instance)
+}
+
+fn spawn_error(error: SpawnError) -> VmmError {
+    match error {
+        SpawnError::Program {
+            program: path,
+            source,
+        } => VmmError::Binary { path, source },
+        other => io_error(STEP)(io::Error::other(other)),
+    }
 }
 
 fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> VmmError {

@@ -117,6 +117,7 @@ impl Lab {
             marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
             netns: None,
+            share: None,
         };
         let vm = Qemu::new(None).launch(launch).await?;
         let reader = |stream: UnixStream| {
