@@ -52,6 +52,12 @@ pub(crate) enum StorageError {
         /// The deadline.
         seconds: u64,
     },
+    /// The kernel does not have the file system.
+    #[error("file system {fstype}: the guest's kernel has none: expected one that is built with it")]
+    FileSystem {
+        /// Which.
+        fstype: String,
+    },
     /// The kernel refused.
     #[error("{step} {path}")]
     Io {

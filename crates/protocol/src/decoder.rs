@@ -96,14 +96,6 @@ impl Decoder {
         self.end = (self.end + count).min(self.buffer.len());
     }
 
-    /// Forgets everything received so far and the epoch.
-    pub fn reset(&mut self) {
-        self.skipped += (self.end - self.start) as u64;
-        self.start = 0;
-        self.end = 0;
-        self.epoch = None;
-    }
-
     /// The next good frame, or `None` when more bytes are needed.
     pub fn pull(&mut self) -> Option<Frame<'_>> {
         loop {

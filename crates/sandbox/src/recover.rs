@@ -120,6 +120,7 @@ impl World {
             })?;
         let qmp = connect("qmp")?;
         let vm: Arc<dyn Vm> = Arc::from(self.vmm.adopt(vmm, self.plan.vm.clone(), qmp).await?);
+        tracing::info!("the VMM answers");
         let streams = self.paths.streams();
         let ports = GuestPorts {
             control: connect("control")?,

@@ -253,6 +253,8 @@ impl World {
 
     /// Adopts running parts and watches them.
     pub fn go_live(&self, live: Live) {
+        // Of their own: they outlive the operation that starts them.
+        let span = crate::span::operation("sandbox", "watch", &self.plan.id, None);
         let events = self.events.clone();
         let vm = Arc::clone(&live.vm);
         let ended = async move {
@@ -260,7 +262,7 @@ impl World {
             tracing::info!(?exit, "the VM ended");
             let _ = events.send(Event::VmEnded);
         };
-        tokio::spawn(ended.in_current_span());
+        tokio::spawn(ended.instrument(span.clone()));
         if let Some(fsd) = live.fsd.clone() {
             let vm = Arc::clone(&live.vm);
             // Not by the engine's task: it may be waiting for a guest that waits for its files.
@@ -274,10 +276,10 @@ impl World {
                     tracing::error!(%error, "ending the VM");
                 }
             };
-            tokio::spawn(guard.in_current_span());
+            tokio::spawn(guard.instrument(span.clone()));
         }
         let follow = crate::guest_log::follow(Arc::clone(&live.guest), self.events.clone());
-        tokio::spawn(follow.in_current_span());
+        tokio::spawn(follow.instrument(span));
         self.live.send_replace(Some(live));
     }
 

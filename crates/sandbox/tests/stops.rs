@@ -135,3 +135,25 @@ async fn c14_states() {
     assert!(refused.message.contains("cannot stop: sandbox a is stopped"), "{refused}");
     end(&bench, &handle, "states").await;
 }
+
+/// C-13, C-15: a container that is deleted by force while others stay takes its stubs along, each with its status.
+#[tokio::test]
+async fn c15_the_stubs_of_a_deleted_container_go() {
+    let bench = Bench::new();
+    let (handle, _engine) = bench.sandbox("a");
+    create(&handle, "a", true).await.unwrap();
+    let mut ear = attach(&handle, key("b"), STUB).await.unwrap();
+    bench.ledger.processes.lock().unwrap().insert(STUB, "stub");
+    let plan = Box::new(container_plan("b", false));
+    call(&handle, Command::Create { plan }).await.unwrap();
+    call(&handle, Command::Start { id: id("b") }).await.unwrap();
+    let delete = Command::Delete {
+        id: id("b"),
+        force: true,
+    };
+    call(&handle, delete).await.unwrap();
+    let status = ExitStatus::Signal(9);
+    assert_eq!(ear.recv().await, Some(Notice::Exited { status }));
+    assert!(!stub_is_there(&bench));
+    end(&bench, &handle, "by force").await;
+}

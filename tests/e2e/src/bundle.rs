@@ -13,6 +13,7 @@ const APPLETS: &[&str] = &[
     "base64",
     "cat",
     "chmod",
+    "chown",
     "cut",
     "date",
     "dd",

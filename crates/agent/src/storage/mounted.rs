@@ -154,7 +154,12 @@ fn at(point: &Path, source: &str, fstype: &str, flags: MsFlags, data: &str) -> R
         flags,
         Some(data),
     )
-    .map_err(|errno| failed("mounting", point)(errno.into()))
+    .map_err(|errno| match errno {
+        nix::errno::Errno::ENODEV => StorageError::FileSystem {
+            fstype: fstype.to_owned(),
+        },
+        errno => failed("mounting", point)(errno.into()),
+    })
 }
 
 fn bind(source: &Path, point: &Path, flags: MsFlags) -> Result<(), StorageError> {

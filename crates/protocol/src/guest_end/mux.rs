@@ -294,12 +294,9 @@ impl Mux {
             }
             match self.control_in.read() {
                 PortRead::Bytes => self.control_frames(),
+                // The end of a connection ends nothing: the kernel tells it apart from the bytes, and may tell it when
+                // the next connection's Hello was read. That Hello is what begins anew.
                 PortRead::Empty => return,
-                PortRead::Gone => {
-                    self.control_in.decoder.reset();
-                    self.connection = None;
-                    lock(&self.control_out).restart(None);
-                }
             }
         }
     }
@@ -354,10 +351,6 @@ impl Mux {
             match self.data_in.read() {
                 PortRead::Bytes => self.data_frames(),
                 PortRead::Empty => return,
-                PortRead::Gone => {
-                    self.data_in.decoder.reset();
-                    self.end_epoch();
-                }
             }
         }
     }

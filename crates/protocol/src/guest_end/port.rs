@@ -23,10 +23,8 @@ pub(super) struct PortReader {
 pub(super) enum PortRead {
     /// Bytes: look for frames.
     Bytes,
-    /// Nothing until the next edge.
+    /// Nothing until the next edge: there are no bytes, or the host's end is closed.
     Empty,
-    /// The host's end is closed.
-    Gone,
 }
 
 impl PortReader {
@@ -41,22 +39,14 @@ impl PortReader {
     /// Reads once.
     pub(super) fn read(&mut self) -> PortRead {
         match rustix::io::read(&self.fd, self.decoder.space()) {
-            Ok(0) => {
-                self.readable = false;
-                PortRead::Gone
-            }
-            Ok(count) => {
+            Ok(count) if count > 0 => {
                 self.decoder.filled(count);
                 PortRead::Bytes
             }
             Err(Errno::INTR) => PortRead::Bytes,
-            Err(Errno::AGAIN) => {
+            Ok(_) | Err(_) => {
                 self.readable = false;
                 PortRead::Empty
-            }
-            Err(_) => {
-                self.readable = false;
-                PortRead::Gone
             }
         }
     }

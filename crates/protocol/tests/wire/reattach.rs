@@ -1,9 +1,17 @@
 //! C-09: a supervisor that is killed and replaced loses no byte of any stream.
 
-use crate::fixture::{SOON, Wire, blocking, numbered, pipe};
-use bulkhead_protocol::{Guest, StreamStore};
+use crate::fixture::{FakeAgent, SOON, Wire, blocking, hello, numbered, pipe};
+use bulkhead_protocol::api::agent::HostHello;
+use bulkhead_protocol::decoder::Decoder;
+use bulkhead_protocol::frame::{Header, Kind};
+use bulkhead_protocol::guest_end::Endpoint;
+use bulkhead_protocol::{Guest, PROTOCOL_VERSION, StreamStore};
+use protobuf::Message;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -141,4 +149,58 @@ async fn an_input_closed_while_nobody_was_attached_is_closed_afterwards() {
     client.connect_input(1, user_read).unwrap();
     timeout(SOON, client.stream_ended(1)).await.unwrap();
     assert!(user.write_all(b"y").is_err(), "EPIPE");
+}
+
+/// The payload of the next frame of a kind.
+fn next(host: &mut StdStream, decoder: &mut Decoder, wanted: Kind) -> Vec<u8> {
+    loop {
+        while let Some(frame) = decoder.pull() {
+            if frame.kind == wanted {
+                return frame.payload.to_vec();
+            }
+        }
+        let count = host.read(decoder.space()).unwrap();
+        assert!(count > 0, "the guest hung up");
+        decoder.filled(count);
+    }
+}
+
+/// Linux tells of a virtio-serial host that went away on another path than its bytes: the end of one connection may
+/// be seen when the Hello of the next was read. It ends nothing then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_end_of_the_last_connection_does_not_end_this_one() {
+    let (control, _far) = StdStream::pair().unwrap();
+    let (device, mut host) = StdStream::pair().unwrap();
+    let guest = Endpoint::new(control.into(), device.into(), hello()).unwrap();
+    guest.serve(Arc::new(FakeAgent::default())).await.unwrap();
+    let (read, write) = pipe();
+    guest.output(1, read).unwrap();
+    blocking(move || {
+        let say = |kind, stream| Header {
+            kind,
+            stream,
+            epoch: 7,
+            offset: 0,
+        };
+        let greeting = HostHello {
+            protocol_version: PROTOCOL_VERSION,
+            ..Default::default()
+        };
+        let mut words = Vec::new();
+        say(Kind::Hello, 0).append(&greeting.write_to_bytes().unwrap(), &mut words);
+        say(Kind::Resume, 1).append(&[], &mut words);
+        host.write_all(&words).unwrap();
+        let mut decoder = Decoder::new();
+        decoder.set_epoch(Some(7));
+        next(&mut host, &mut decoder, Kind::Synced);
+        host.shutdown(Shutdown::Write).unwrap();
+        // Two rounds of the port thread: it has read the end by then.
+        for _ in 0..2 {
+            let _ = guest.drain(1);
+        }
+        rustix::io::write(&write, b"late").unwrap();
+        host.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(next(&mut host, &mut decoder, Kind::Data), b"late");
+    })
+    .await;
 }

@@ -1,11 +1,12 @@
 //! delete (C-15) and the end of the sandbox.
 
+use crate::command::Notice;
 use crate::error::SandboxError;
 use crate::journal::Resource;
 use crate::map::ContainerMap;
-use crate::world::World;
+use crate::world::{World, libc_sigkill};
 use bulkhead_model::snapshot::Phase;
-use bulkhead_model::{ContainerId, HostProcess, State};
+use bulkhead_model::{ContainerId, ExitStatus, HostProcess, State};
 use std::time::{Duration, Instant};
 
 /// How long the guest may take to flush its file systems before the VM is ended.
@@ -46,6 +47,8 @@ impl World {
         if ends_sandbox {
             return Ok(true);
         }
+        // Nobody will tell them later: what is not known has no processes.
+        self.end_stubs_of(id).await;
         self.containers.remove(id);
         self.fit_logged().await;
         self.forget_mapping(id);
@@ -114,6 +117,33 @@ impl World {
             };
             if let Err(error) = self.undo(stub).await {
                 tracing::error!(%error, "ending a stub");
+            }
+        }
+    }
+
+    /// Tells the stubs of a container that goes how their processes ended, and kills those that stay.
+    async fn end_stubs_of(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let mut stubs = Vec::new();
+        for process in container.execs.values().chain([&container.init]) {
+            let status = process.exit.unwrap_or(ExitStatus::Signal(libc_sigkill() as u8));
+            process.tell(Notice::Exited { status });
+            stubs.extend(process.host);
+        }
+        let end = Instant::now() + STUB_DEADLINE;
+        for stub in stubs {
+            let left = end.saturating_duration_since(Instant::now());
+            if self.platform.ended(stub, left).await {
+                continue;
+            }
+            let stub = Resource::Process {
+                role: "stub".into(),
+                process: Some(stub),
+            };
+            if let Err(error) = self.undo(stub).await {
+                tracing::error!(%error, container = %id, "delete: ending a stub");
             }
         }
     }

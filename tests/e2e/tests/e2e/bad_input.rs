@@ -109,6 +109,129 @@ fn specs_that_cannot_be_run() {
     }
 }
 
+/// Numbers that overflow, keys that are unknown, destinations that lead nowhere, one variable of a mebibyte, a bundle
+/// that is a loop of links: each is named with its value and what was expected.
+#[test]
+#[ignore = "needs root"]
+fn values_out_of_bounds() {
+    let lab = Lab::new();
+    let resource = "io.katacontainers.container.resource.";
+    let bind = |destination: &str| json!({"destination": destination, "type": "bind", "source": "/tmp", "options": ["bind"]});
+    let large = format!("BIG={}", "x".repeat(1 << 20));
+    let cases: [(&str, Value, &[&str]); 15] = [
+        (
+            "/linux/resources",
+            json!({"cpu": {"quota": 9_223_372_036_854_775_808_u64}}),
+            &["linux.resources.cpu.quota", "9223372036854775808", "expected i64"],
+        ),
+        (
+            "/linux/resources",
+            json!({"memory": {"limit": 1e30}}),
+            &["linux.resources.memory.limit", "1e+30", "expected i64"],
+        ),
+        (
+            "/linux/resources",
+            json!({"pids": {"limit": "many"}}),
+            &["linux.resources.pids.limit", "many", "expected i64"],
+        ),
+        (
+            "/process/user",
+            json!({"uid": 4_294_967_296_u64, "gid": 0}),
+            &["process.user.uid", "4294967296", "expected u32"],
+        ),
+        (
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_NOFILE", "hard": -1, "soft": 1}]),
+            &["process.rlimits[0].hard", "-1", "expected u64"],
+        ),
+        ("/process/env", json!(["A=b", large]), &["process.env[1]", "1048580 bytes", "at most"]),
+        ("/mounts/4", bind("/../../etc"), &["mounts[4].destination", "/../../etc", "below /"]),
+        ("/mounts/4", bind("/"), &["mounts[4].destination", "below /"]),
+        ("/mounts/4", bind("/a/../.."), &["mounts[4].destination", "/a/../..", "below /"]),
+        (
+            "/annotations",
+            json!({(format!("{resource}swap_in_bytes")): "9223372036854775808"}),
+            &["swap_in_bytes", "9223372036854775808", "9223372036854775807"],
+        ),
+        (
+            "/annotations",
+            json!({(format!("{resource}swappiness")): "201"}),
+            &["swappiness", "201", "200"],
+        ),
+        (
+            "/annotations",
+            json!({"io.katacontainers.config.agent.kernel_module": "x"}),
+            &["kernel_module", "unknown", "kernel_modules"],
+        ),
+        (
+            "/annotations",
+            json!({"io.katacontainers.config.runtime.disable_guest_seccomp": "yes"}),
+            &["disable_guest_seccomp", "yes", "true|false"],
+        ),
+        (
+            "/annotations",
+            json!({"io.katacontainers.config.hypervisor.default_vcpus": "4294967296"}),
+            &["default_vcpus", "enable_annotations"],
+        ),
+        ("/hooks", json!({"prestart": [{"path": "/bin/true", "timeout": 0}]}), &["hooks.prestart[0].timeout", "0", "above 0"]),
+    ];
+    for (place, value, words) in cases {
+        let bundle = lab.bundle().with(|config| {
+            let (parent, key) = place.rsplit_once('/').unwrap();
+            let parent = config.pointer_mut(parent).unwrap();
+            match parent.as_array_mut() {
+                Some(list) => list[key.parse::<usize>().unwrap()] = value.clone(),
+                None => parent[key] = value.clone(),
+            }
+        });
+        eprintln!("case {place}: {words:?}");
+        refused(&lab, bundle.arg(), words);
+    }
+    let around = lab.dir().join("around");
+    std::os::unix::fs::symlink(&around, &around).unwrap();
+    refused(&lab, around.to_str().unwrap(), &["around"]);
+}
+
+/// A hook that never ends is killed after its time, whatever it started with it, and ends the create.
+#[test]
+#[ignore = "needs root"]
+fn a_hook_that_never_ends() {
+    let lab = Lab::new();
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let name = format!("sh-{}", lab.token());
+        let bundle = lab.bundle().with(|config| {
+            config["hooks"] = json!({(kind): [{
+                "path": "/bin/sh", "timeout": 1,
+                "args": [name, "-c", format!("sh -c 'while :; do sleep 600; done' {} & wait", lab.token())]
+            }]});
+        });
+        let words = [&format!("hooks.{kind}[0] /bin/sh"), "did not end within 1 s", "killed"];
+        refused(&lab, bundle.arg(), &words);
+    }
+}
+
+/// What is large or roundabout and still right: a mebibyte of environment, a bundle named by links.
+#[test]
+#[ignore = "needs a VM"]
+fn large_and_roundabout_input() {
+    let lab = Lab::new();
+    let bundle = lab.bundle().script("env | wc -c; cat /mark; echo $LAST").file("/mark", "found ");
+    let bundle = bundle.with(|config| {
+        let env = config["process"]["env"].as_array_mut().unwrap();
+        env.extend((0..1024).map(|n| json!(format!("V{n:04}={}", "x".repeat(1017)))));
+        env.push(json!("LAST=one"));
+    });
+    let (first, second) = (lab.dir().join("first"), lab.dir().join("second"));
+    std::os::unix::fs::symlink(bundle.dir(), &first).unwrap();
+    std::os::unix::fs::symlink("first", &second).unwrap();
+    let id = lab.id();
+    let run = lab.call(&["run", "--bundle", second.to_str().unwrap(), &id]).run().ok();
+    let text = run.text();
+    let (size, rest) = text.split_once('\n').unwrap();
+    assert!(size.parse::<usize>().unwrap() > 1 << 20, "{size}");
+    assert_eq!(rest, "found one\n");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn ids_that_are_none() {

@@ -122,6 +122,74 @@ fn supervisor_dies_while_running() {
     let _ = lab.quick(&["delete", &id]).ok();
 }
 
+/// Number `n` of the stream, eight bytes.
+fn line(n: usize) -> String {
+    format!("{n:07}\n")
+}
+
+/// Walks through what arrived: every byte of the stream in order, but for places where the last write was repeated.
+/// Returns how many lines there are and how often something came again.
+#[track_caller]
+fn stream(arrived: &[u8]) -> (usize, usize) {
+    /// As much as tells where in the stream something is.
+    const SAMPLE: usize = 24;
+    let lines = arrived.len() / 8 + 1;
+    let sent: Vec<u8> = (1..=lines).flat_map(|n| line(n).into_bytes()).collect();
+    let (mut at, mut repeated) = (0, 0);
+    let mut rest = arrived;
+    while !rest.is_empty() {
+        let same = rest.iter().zip(&sent[at..]).take_while(|(a, b)| a == b).count();
+        at += same;
+        rest = &rest[same..];
+        if rest.is_empty() {
+            break;
+        }
+        repeated += 1;
+        let sample = &rest[..SAMPLE.min(rest.len())];
+        let back = (0..at).rev().find(|from| sent[*from..].starts_with(sample));
+        at = back.unwrap_or_else(|| {
+            let shown = String::from_utf8_lossy(sample).into_owned();
+            panic!("after {} bytes of the stream comes {shown:?}: something is lost", at)
+        });
+    }
+    assert_eq!(at % 8, 0, "the last line is whole");
+    (at / 8, repeated)
+}
+
+/// C-09: ten supervisors are killed while a container writes a numbered stream; nothing is lost, at most the last
+/// write before each kill comes again, and the writer ends well.
+#[test]
+#[ignore = "needs a VM"]
+fn c09_ten_kills_under_a_numbered_stream() {
+    let lab = Lab::new();
+    let script = "n=0; while ! test -e /enough; do for k in 1 2 3 4 5 6 7 8 9 10; do n=$((n+1)); \
+        printf '%07d\\n' $n; done; done; exit 4";
+    let bundle = lab.bundle().script(script);
+    let id = lab.id();
+    let out = lab.dir().join("stream");
+    let running = lab
+        .call(&["run", "--bundle", bundle.arg(), &id])
+        .stdout(std::fs::File::create(&out).unwrap())
+        .within(VERB * 4)
+        .start();
+    let length = || std::fs::metadata(&out).map_or(0, |meta| meta.len());
+    until("it writes", VERB, || length() > 800);
+    let vmm = lab.pid_of(&id, "vmm");
+    for kill in 0..10 {
+        sigkill(lab.pid_of(&id, "supervisor"));
+        let before = length();
+        assert_eq!(lab.status(&id), "running", "kill {kill}");
+        until("the stream goes on", VERB, || length() > before + 800);
+    }
+    assert_eq!(lab.pid_of(&id, "vmm"), vmm);
+    std::fs::write(bundle.rootfs().join("enough"), "").unwrap();
+    let _ = running.wait().exits(4);
+    let (lines, repeated) = stream(&std::fs::read(&out).unwrap());
+    assert!(lines >= 1000 && lines % 10 == 0, "{lines} lines");
+    assert!(repeated <= 10, "{repeated} repetitions");
+    eprintln!("{lines} lines, {repeated} repetitions");
+}
+
 /// Without anyone who asks for the container, `gc` removes what a dead supervisor left.
 #[test]
 #[ignore = "needs a VM"]

@@ -1,6 +1,6 @@
 //! Limits are the guest's, never the VMM's; the daemon lives with the host's.
 
-use bulkhead_e2e::Lab;
+use bulkhead_e2e::{Lab, VERB};
 use serde_json::json;
 
 /// `-m 32m` limits the container, not the VM around it.
@@ -44,6 +44,36 @@ fn out_of_memory_is_the_containers_own() {
     assert_ne!(outcome.status, 0, "{}", outcome.text());
     assert_eq!(lab.status(&id), "running");
     lab.delete(&id);
+}
+
+/// The same of the container's own process: `events` says so as it happens, though no statistics are due, and ends
+/// with the container.
+#[test]
+#[ignore = "needs a VM"]
+fn out_of_memory_of_the_container_itself_is_told() {
+    let lab = Lab::new();
+    let bundle = lab
+        .bundle()
+        .script("while ! test -e /go; do sleep 0.1; done; exec tail /dev/zero")
+        .with(|config| {
+            config["linux"]["resources"] = json!({"memory": {"limit": 33_554_432, "swap": 33_554_432}});
+        });
+    let id = lab.id();
+    lab.run_detached(&bundle, &id);
+    let (read, write) = std::io::pipe().unwrap();
+    let watching = lab.call(&["events", "--interval", "1h", &id]).stdout(write).start();
+    // It watches from here on: statistics are asked for by another.
+    let _ = lab.quick(&["events", "--stats", &id]).ok();
+    std::fs::write(bundle.rootfs().join("go"), "").unwrap();
+    let lines = bulkhead_e2e::Lines::of(read).rest(VERB);
+    let expected = format!("{{\"id\":\"{id}\",\"type\":\"oom\"}}");
+    assert_eq!(lines, [expected]);
+    let _ = watching.wait().ok();
+    assert_eq!(lab.status(&id), "stopped");
+    let tree = lab.quick(&["inspect", &id]).ok().json();
+    assert_eq!(tree["containers"][&id]["init"]["exit"], json!({"signal": 9}), "{tree:#}");
+    assert_eq!(tree["containers"][&id]["out_of_memory"], 1);
+    let _ = lab.quick(&["delete", &id]).ok();
 }
 
 /// A rootfs of 50,000 files is walked with the hard descriptor limit of 20,000.

@@ -128,12 +128,15 @@ fn publish(volume: &Path, date: &str, content: &str) {
     }
 }
 
-/// Puts the watcher and the libraries it was linked with into a bundle.
 fn watcher(bundle: Bundle) -> Bundle {
-    let program = env!("CARGO_BIN_EXE_watcher");
-    let bundle = bundle.file("/watcher", std::fs::read(program).unwrap());
+    with_program(bundle, env!("CARGO_BIN_EXE_watcher"), "/watcher")
+}
+
+/// Puts a program and the libraries it was linked with into a bundle.
+pub(crate) fn with_program(bundle: Bundle, program: &str, at: &str) -> Bundle {
+    let bundle = bundle.file(at, std::fs::read(program).unwrap());
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(bundle.rootfs().join("watcher"), mode).unwrap();
+    std::fs::set_permissions(bundle.rootfs().join(at.trim_start_matches('/')), mode).unwrap();
     let listed = std::process::Command::new("ldd").arg(program).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));

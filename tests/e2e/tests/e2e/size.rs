@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::mounts::{in_pod, inside};
+use crate::options::with_cgroup;
 use bulkhead_e2e::{Bundle, Lab};
 use serde_json::json;
 
@@ -46,16 +47,25 @@ fn c24_a_container_brings_its_share_along() {
     lab.delete(&pod);
 }
 
-/// C-20: nproc, the memory of the guest and the container's cgroup follow an update; below what is in use is an
+/// C-20, C-24: nproc, the memory of the guest and the container's cgroup follow an update; below what is in use is an
 /// error.
 #[test]
 #[ignore = "needs a VM"]
 fn c20_update_shows_inside() {
     let lab = Lab::new();
     let id = lab.id();
-    lab.run_detached(&lab.bundle().script("exec sleep 600"), &id);
+    lab.run_detached(&with_cgroup(lab.bundle().script("exec sleep 600")), &id);
     assert_eq!(cpus(&lab, &id), "1");
     let before = memory(&lab, &id);
+    let free = || {
+        let total = inside(&lab, &id, "free -m | awk '/^Mem/ {print $2}'");
+        total.parse::<u64>().unwrap()
+    };
+    let free_before = free();
+    let cgroup = |file: &str| inside(&lab, &id, &format!("cat /sys/fs/cgroup/{file}"));
+    let cpu_lists = || inside(&lab, &id, "cd /sys/devices/system/cpu; echo $(cat online) $(cat offline)");
+    let host_cpus = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(cpu_lists().split(' ').next(), Some("0"));
     let more = [
         "update",
         "--cpu-period",
@@ -69,14 +79,29 @@ fn c20_update_shows_inside() {
     let _ = lab.quick(&more).ok();
     assert_eq!(cpus(&lab, &id), "2");
     assert!(memory(&lab, &id) >= before + 240);
+    assert!(free() >= free_before + 240);
+    assert_eq!(cpu_lists().split(' ').next(), Some("0-1"));
+    assert_eq!(cgroup("cpu.max"), "100000 100000");
+    assert_eq!(cgroup("memory.max"), "268435456");
     let stats = lab.quick(&["events", "--stats", &id]).ok().json();
     assert_eq!(stats["data"]["memory"]["usage"]["limit"], 268_435_456, "{stats}");
     let _ = lab
         .quick(&["update", "--memory", "4096", &id])
         .fails(&["memory limit 4096 bytes"]);
-    // A quota that is no limit asks for no CPU.
-    let _ = lab.quick(&["update", "--cpu-quota", "-1", &id]).ok();
+    // Nothing of it was applied.
+    assert_eq!(cgroup("memory.max"), "268435456");
+    // A quota that is no limit asks for no CPU: the one that came goes offline, and comes again.
+    let quota = |quota: &str| {
+        let _ = lab.quick(&["update", "--cpu-quota", quota, &id]).ok();
+    };
+    quota("-1");
     assert_eq!(cpus(&lab, &id), "1");
+    assert_eq!(cgroup("cpu.max"), "max 100000");
+    let gone = cpu_lists();
+    assert!(gone.starts_with("0 1"), "{gone}: offline, of {host_cpus}");
+    quota("100000");
+    assert_eq!(cpus(&lab, &id), "2");
+    assert_eq!(cpu_lists().split(' ').next(), Some("0-1"));
     lab.delete(&id);
 }
 
