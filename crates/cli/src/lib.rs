@@ -107,7 +107,8 @@ fn refused(error: &clap::Error, words: &[OsString]) -> ExitCode {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            print!("{}", error.render());
+            // A reader that went away is no failure.
+            let _ = verbs::print_text(&error.render().to_string());
             ExitCode::SUCCESS
         }
         kind => {
@@ -159,7 +160,7 @@ fn run(invocation: Invocation) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let Some(verb) = verb else {
-        print!("{}", Invocation::command().render_help());
+        let _ = verbs::print_text(&Invocation::command().render_help().to_string());
         return ExitCode::SUCCESS;
     };
     let context = match surroundings(global) {

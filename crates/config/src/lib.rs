@@ -12,6 +12,7 @@
 pub mod env;
 mod facts;
 mod files;
+mod line;
 mod load;
 pub mod mounts;
 pub mod opt;

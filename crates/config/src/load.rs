@@ -3,6 +3,7 @@
 //! Owns: reading, merging (a later file wins, key by key), unknown keys, contradictions. Never: annotations.
 //! Called by the CLI and the shim once per start.
 
+use crate::line::line;
 use crate::opt::Section;
 use crate::options::{OPTIONS, Settings};
 use crate::source::Source;
@@ -153,7 +154,7 @@ impl Config {
                 (Some(_), other) => errors.push(ConfigError::Value {
                     path: path.to_owned(),
                     key: name.clone(),
-                    value: other.to_string(),
+                    value: line(&other.to_string()),
                     expected: format!("a table: [{name}]"),
                 }),
                 (None, _) => errors.push(unknown(path, name.clone(), name)),
@@ -177,7 +178,7 @@ impl Config {
             ConfigError::Value {
                 path: path.to_owned(),
                 key: name.clone(),
-                value: refused.value,
+                value: line(&refused.value),
                 expected: refused.expected,
             }
         })?;
@@ -214,7 +215,7 @@ fn unknown(path: &Path, name: String, key: &str) -> ConfigError {
         .map(str::to_owned);
     ConfigError::UnknownKey {
         path: path.to_owned(),
-        key: name,
+        key: line(&name),
         suggestion,
     }
 }

@@ -8,6 +8,7 @@
 //! settings at all. Never: which options exist (see `options`).
 
 use crate::files::HostFiles;
+use crate::line::line;
 use crate::opt::{Opt, Section};
 use crate::options::{OPTIONS, Settings};
 use crate::suggest::{hint, nearest};
@@ -110,8 +111,8 @@ fn allowed(configured: &Settings, annotations: &Annotations) -> Result<(), Annot
             && !configured.hypervisor.enable_annotations.allow(name)
         {
             return Err(AnnotationError::NotEnabled {
-                annotation: annotation.clone(),
-                name: name.to_owned(),
+                annotation: line(annotation),
+                name: line(name),
             });
         }
     }
@@ -153,7 +154,7 @@ fn unknown(annotation: &str, section: Section) -> AnnotationError {
         .and_then(Opt::annotation)
         .or_else(|| nearest(annotation, names.iter().map(String::as_str)).map(str::to_owned));
     AnnotationError::Unknown {
-        annotation: annotation.to_owned(),
+        annotation: line(annotation),
         suggestion,
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: what is a valid spec for us, and what engines write that the strict types would refuse (nulls, a
 //! missing user, capabilities of newer kernels). Never: what the spec means (see `plan`).
 
+use crate::line::line;
 use bulkhead_model::oci;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -98,8 +99,8 @@ impl At<'_> {
     ) -> SpecError {
         SpecError::Value {
             file: self.0.to_owned(),
-            key: key.into(),
-            value: value.into(),
+            key: line(&key.into()),
+            value: line(&value.into()),
             expected: expected.into(),
         }
     }
@@ -107,7 +108,7 @@ impl At<'_> {
     pub(crate) fn missing(self, key: impl Into<String>, expected: impl Into<String>) -> SpecError {
         SpecError::Missing {
             file: self.0.to_owned(),
-            key: key.into(),
+            key: line(&key.into()),
             expected: expected.into(),
         }
     }
@@ -120,8 +121,8 @@ impl At<'_> {
     ) -> SpecError {
         SpecError::Unsupported {
             file: self.0.to_owned(),
-            key: key.into(),
-            value: value.into(),
+            key: line(&key.into()),
+            value: line(&value.into()),
             reason,
         }
     }

@@ -173,9 +173,8 @@ impl SandboxError {
                 FailureKind::DeadlineExceeded
             }
             Self::Vmm(VmmError::Unsupported { .. } | VmmError::Verify { .. } | VmmError::Digest { .. })
-            | Self::Invalid { .. } | Self::Mount { .. } => {
-                FailureKind::InvalidArgument
-            }
+            | Self::Invalid { .. }
+            | Self::Mount { .. } => FailureKind::InvalidArgument,
             Self::Vmm(_) | Self::Host { .. } => FailureKind::Internal,
             Self::Guest(GuestError::Refused { kind, .. }) => *kind,
             Self::Guest(GuestError::Gone { .. }) => FailureKind::Unavailable,

@@ -111,6 +111,12 @@ pub trait Platform: Send + Sync {
     fn share_root(&self, share: &Path) -> io::Result<()>;
     /// Makes a directory below the share for what the guest makes there: mode 0750, parents included (C-32).
     fn make_guest_dir(&self, path: &Path) -> io::Result<()>;
+    /// Takes the share and all that is mounted below it out of the mount namespace in one go; what is left of it goes
+    /// with the last file that is open in it. For the end of a sandbox, before its mounts are undone one by one:
+    /// each of thousands of unmounts would wait for the kernel. Not there is success.
+    fn detach_share(&self, _share: &Path) -> io::Result<()> {
+        Ok(())
+    }
     /// Binds a source into the share; its target is made to match it (M-06).
     fn bind(&self, bind: Bind<'_>) -> io::Result<()>;
     /// Starts the shared-filesystem daemon.

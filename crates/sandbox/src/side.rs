@@ -25,25 +25,21 @@ impl Published {
             Command::Inspect => Ok(Reply::Tree {
                 tree: crate::inspect::tree(&self.counted(), &self.plan, &self.paths, true),
             }),
-            Command::Wait { key } => {
-                self.spanned("wait", &key.container, self.wait(key)).await
-            }
+            Command::Wait { key } => self.spanned("wait", &key.container, self.wait(key)).await,
             Command::Watch { id, out_of_memory } => {
                 self.spanned("watch", id, self.watch(id, *out_of_memory)).await
             }
             Command::Signal { key, signal, all } => {
-                self.spanned("signal", &key.container, self.signal(key, *signal, *all, calloff)).await
+                self.spanned("signal", &key.container, self.signal(key, *signal, *all, calloff))
+                    .await
             }
             Command::Resize { key, columns, rows } => {
-                self.spanned("resize", &key.container, self.resize(key, *columns, *rows)).await
+                self.spanned("resize", &key.container, self.resize(key, *columns, *rows))
+                    .await
             }
             Command::CloseStdin { key } => self.close_stdin(key),
-            Command::Processes { id } => {
-                self.spanned("processes", id, self.processes(id)).await
-            }
-            Command::Stats { id } => {
-                self.spanned("stats", id, self.stats(id)).await
-            }
+            Command::Processes { id } => self.spanned("processes", id, self.processes(id)).await,
+            Command::Stats { id } => self.spanned("stats", id, self.stats(id)).await,
             Command::Attach { .. }
             | Command::Create { .. }
             | Command::Start { .. }

@@ -20,6 +20,23 @@ use std::path::Path;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 
+macro_rules! span {
+    ([$($parent:tt)*], $sandbox:ident, $subsystem:ident, $operation:ident) => {
+        tracing::info_span!(
+            $($parent)*
+            "operation",
+            source = "bulkhead",
+            package = env!("CARGO_PKG_NAME"),
+            subsystem = $subsystem,
+            operation = $operation,
+            sandbox = %$sandbox,
+            container = Empty,
+            host_path = Empty,
+            error = Empty,
+        )
+    };
+}
+
 /// The span of `operation`.
 pub(crate) fn operation(
     subsystem: &'static str,
@@ -27,21 +44,16 @@ pub(crate) fn operation(
     sandbox: &SandboxId,
     container: Option<&ContainerId>,
 ) -> Span {
-    let span = tracing::info_span!(
-        "operation",
-        source = "bulkhead",
-        package = env!("CARGO_PKG_NAME"),
-        subsystem,
-        operation,
-        sandbox = %sandbox,
-        container = Empty,
-        host_path = Empty,
-        error = Empty,
-    );
+    let span = span!([], sandbox, subsystem, operation);
     if let Some(container) = container {
         span.record("container", display(container));
     }
     span
+}
+
+/// The span of something that outlives the operation that starts it: no part of that.
+pub(crate) fn lasting(subsystem: &'static str, operation: &'static str, sandbox: &SandboxId) -> Span {
+    span!([parent: None,], sandbox, subsystem, operation)
 }
 
 /// The span of a step that concerns `path` on the host.

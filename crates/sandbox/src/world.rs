@@ -254,7 +254,7 @@ impl World {
     /// Adopts running parts and watches them.
     pub fn go_live(&self, live: Live) {
         // Of their own: they outlive the operation that starts them.
-        let span = crate::span::operation("sandbox", "watch", &self.plan.id, None);
+        let span = crate::span::lasting("sandbox", "watch", &self.plan.id);
         let events = self.events.clone();
         let vm = Arc::clone(&live.vm);
         let ended = async move {

@@ -70,8 +70,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::new();
         event.record(&mut Reader(&mut fields));
-        let span = context.event_span(event).map(|span| self.of(span.id().into_u64()));
-        self.events.lock().unwrap().push((fields, span.unwrap_or_default()));
+        let span = context
+            .event_span(event)
+            .map(|span| self.of(span.id().into_u64()));
+        self.events
+            .lock()
+            .unwrap()
+            .push((fields, span.unwrap_or_default()));
     }
 }
 
@@ -151,11 +156,22 @@ async fn c25_every_operation_has_its_span() {
         call(&handle, command).await.unwrap();
     }
     let operations = [
-        "create", "start", "pause", "resume", "update", "stats", "processes", "stop", "delete", "bind",
+        "create",
+        "start",
+        "pause",
+        "resume",
+        "update",
+        "stats",
+        "processes",
+        "stop",
+        "delete",
+        "bind",
     ];
     for operation in operations {
         let spans = recorder.named(operation);
-        let ours = spans.iter().find(|span| span.get("container").is_some_and(|is| is == "b"));
+        let ours = spans
+            .iter()
+            .find(|span| span.get("container").is_some_and(|is| is == "b"));
         let ours = ours.unwrap_or_else(|| panic!("{operation}: {spans:?}"));
         assert_eq!(ours["source"], "bulkhead", "{operation}");
         assert_eq!(ours["package"], "bulkhead-sandbox", "{operation}");
@@ -164,7 +180,11 @@ async fn c25_every_operation_has_its_span() {
         assert!(!ours.contains_key("error"), "{operation}: {ours:?}");
     }
     assert_eq!(recorder.named("boot").len(), 1);
-    let bound: Vec<_> = recorder.named("bind").iter().map(|span| span["host_path"].clone()).collect();
+    let bound: Vec<_> = recorder
+        .named("bind")
+        .iter()
+        .map(|span| span["host_path"].clone())
+        .collect();
     assert!(bound.contains(&"/data".to_owned()), "{bound:?}");
 
     // A failure of a verb, and of a step on a path.
@@ -179,7 +199,10 @@ async fn c25_every_operation_has_its_span() {
     assert!(failed("bind").contains("injected into bind"));
     assert!(failed("create").contains("injected into bind"));
     let refused = Command::Stats { id: id("nobody") };
-    assert_eq!(call(&handle, refused).await.unwrap_err().kind, FailureKind::NotFound);
+    assert_eq!(
+        call(&handle, refused).await.unwrap_err().kind,
+        FailureKind::NotFound
+    );
     assert!(failed("stats").contains("nobody"));
     let logged = recorder.events.lock().unwrap().clone();
     let line = logged.iter().find(|(event, span)| {
@@ -217,7 +240,12 @@ async fn c30_what_is_not_shared_is_remembered() {
     assert_eq!(saved.containers[&id("a")].ignored, ignored);
     assert_eq!(saved.dead_snapshot().containers[&id("a")].ignored, ignored);
     let sent = bench.guest.specs.lock().unwrap()[0]["mounts"].clone();
-    let destinations: Vec<_> = sent.as_array().unwrap().iter().map(|m| m["destination"].clone()).collect();
+    let destinations: Vec<_> = sent
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["destination"].clone())
+        .collect();
     assert_eq!(destinations, ["/version"]);
     assert_eq!(world.tear_down().await, Vec::<String>::new());
 }

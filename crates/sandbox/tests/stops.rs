@@ -88,7 +88,11 @@ async fn c14_the_stub_goes_on_every_way_out() {
         let (handle, _engine) = running(&bench).await;
         bench.faults.fail_at_name(step);
         let stopped = call(&handle, stop(Duration::from_millis(1))).await;
-        assert_eq!(stopped.is_err(), step == "remove_container", "{step}: {stopped:?}");
+        assert_eq!(
+            stopped.is_err(),
+            step == "remove_container",
+            "{step}: {stopped:?}"
+        );
         assert!(!stub_is_there(&bench), "{step}");
         end(&bench, &handle, step).await;
     }
@@ -119,7 +123,10 @@ async fn c14_states() {
         id: id("b"),
         patience_ms: 1,
     };
-    assert_eq!(call(&handle, unknown).await.unwrap_err().kind, FailureKind::NotFound);
+    assert_eq!(
+        call(&handle, unknown).await.unwrap_err().kind,
+        FailureKind::NotFound
+    );
     call(&handle, stop(Duration::from_millis(1))).await.unwrap();
     bench.ledger.take_order();
     call(&handle, stop(Duration::from_millis(1))).await.unwrap();
@@ -132,7 +139,10 @@ async fn c14_states() {
     }
     let refused = call(&handle, stop(Duration::from_millis(1))).await.unwrap_err();
     assert_eq!(refused.kind, FailureKind::FailedPrecondition);
-    assert!(refused.message.contains("cannot stop: sandbox a is stopped"), "{refused}");
+    assert!(
+        refused.message.contains("cannot stop: sandbox a is stopped"),
+        "{refused}"
+    );
     end(&bench, &handle, "states").await;
 }
 

@@ -106,7 +106,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
     bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     let debug = plan.vm.debug || plan.debug || plan.agent.debug;
-    logfile::start(&paths.log(), debug, plan.trace || plan.agent.tracing).map_err(|e| fail("opening its log", e))?;
+    logfile::start(&paths.log(), debug, plan.trace || plan.agent.tracing)
+        .map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)

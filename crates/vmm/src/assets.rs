@@ -47,7 +47,11 @@ fn digest(asset: &AssetHash) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 #[cfg(test)]
@@ -80,6 +84,9 @@ mod tests {
             assert!(text.contains(word), "{text}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(verify(&[asset(&path, ABC)]), Err(VmmError::Verify { .. })));
+        assert!(matches!(
+            verify(&[asset(&path, ABC)]),
+            Err(VmmError::Verify { .. })
+        ));
     }
 }

@@ -1,7 +1,6 @@
 //! O-16: assets and their digests.
 
 use crate::support::*;
-use bulkhead_model::vm::AssetHash;
 use std::path::Path;
 
 /// SHA-512 of "abc" (FIPS 180-2, appendix C.1).

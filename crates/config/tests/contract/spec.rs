@@ -27,6 +27,36 @@ fn raw(text: &[u8]) -> PlanError {
     .unwrap_err()
 }
 
+/// Found by fuzzing: a key with a line end in it made two lines of the message.
+#[test]
+fn o07_a_message_is_one_line_whatever_the_keys() {
+    let odd = "a\nb\r\u{1b}[31m";
+    let many = [
+        refused(|spec| spec["annotations"] = json!({odd: {"bounding": ["CAP_KILL"]}})),
+        refusal_of(&format!("io.katacontainers.config.agent.{odd}")),
+        refusal_of(&format!("io.katacontainers.config.hypervisor.{odd}")),
+        Config::parse(
+            Path::new("f.toml"),
+            "\"a\\nb\" = 1\n[hypervisor]\n\"c\\nd\" = 2\n",
+        )
+        .unwrap_err()
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; "),
+    ];
+    for text in many {
+        assert!(!text.contains(char::is_control), "{text:?}");
+        assert!(text.contains("a\\nb"), "{text:?}");
+    }
+}
+
+fn refusal_of(annotation: &str) -> String {
+    let mut spec = spec();
+    spec["annotations"] = json!({annotation: "x"});
+    refusal(&Config::default(), &spec)
+}
+
 #[test]
 fn the_least_spec_is_accepted() {
     let plans = plans(&Config::default(), &spec()).unwrap();

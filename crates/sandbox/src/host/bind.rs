@@ -49,6 +49,14 @@ pub(super) fn bind(bind: Bind<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// One mount and all below it.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn detach_all(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {

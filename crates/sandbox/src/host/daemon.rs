@@ -42,7 +42,9 @@ pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
         None => Spawn::new("/proc/self/exe")
             .args(["fsd", "--socket-fd", "3", "--cache", cache, "--shared-dir"])
             .arg(&launch.share),
-        Some(program) => Spawn::new(program).args(["--fd=3", "-o"]).arg(options(&launch, cache)),
+        Some(program) => Spawn::new(program)
+            .args(["--fd=3", "-o"])
+            .arg(options(&launch, cache)),
     };
     let mut spawn = spawn
         .env(MARKER, &launch.marker)

@@ -206,6 +206,10 @@ impl Platform for RealHost {
         propagate(share, Propagation::Shared, false).map_err(io::Error::other)
     }
 
+    fn detach_share(&self, share: &Path) -> io::Result<()> {
+        bind::detach(share)
+    }
+
     fn make_guest_dir(&self, path: &Path) -> io::Result<()> {
         bind::make_guest_dir(path)
     }

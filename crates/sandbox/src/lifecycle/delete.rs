@@ -74,6 +74,9 @@ impl World {
         self.phase = Phase::Gone;
         self.publish();
         self.end_stubs().await;
+        if let Err(error) = self.detach_share().await {
+            tracing::warn!(%error, "detaching the share: its mounts are undone one by one");
+        }
         let mut failures = self.undo_since(&[]).await;
         if failures.is_empty() {
             let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
@@ -90,6 +93,15 @@ impl World {
         }
         self.containers.clear();
         failures
+    }
+
+    /// Beside this thread: readers are to be answered meanwhile.
+    async fn detach_share(&self) -> std::io::Result<()> {
+        let platform = std::sync::Arc::clone(&self.platform);
+        let share = self.paths.share();
+        tokio::task::spawn_blocking(move || platform.detach_share(&share))
+            .await
+            .map_err(std::io::Error::other)?
     }
 
     /// Waits for the stubs that were told of their process's end, then ends those that are still there: a

@@ -459,10 +459,15 @@ mod tests {
         let line = command_line(&plan, Accelerator::Tcg, None, Some(&share)).unwrap();
         let line = line.join(OsStr::new(" ")).into_string().unwrap();
         assert!(
-            line.contains("-fsdev local,id=fs0,security_model=passthrough,multidevs=remap,path=/s,,1 -device "),
+            line.contains(
+                "-fsdev local,id=fs0,security_model=passthrough,multidevs=remap,path=/s,,1 -device "
+            ),
             "{line}"
         );
-        assert!(line.contains("virtio-9p-pci,id=fs0,fsdev=fs0,mount_tag=tag,bus=pcie.0,addr=1e,"), "{line}");
+        assert!(
+            line.contains("virtio-9p-pci,id=fs0,fsdev=fs0,mount_tag=tag,bus=pcie.0,addr=1e,"),
+            "{line}"
+        );
         assert!(line.contains("-sandbox on,"));
         // A directory is of no use to the other kinds.
         plan.shared_fs = SharedFs::None;
@@ -477,7 +482,9 @@ mod tests {
         assert!(refused(|p| p.root_ports = 27).contains("at most 26"));
         assert!(refused(|p| p.vcpus = 0).contains("vcpus: 0"));
         assert!(refused(|p| p.vcpus = 2).contains("vcpus: 2"));
-        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }).contains("a directory to share"));
+        assert!(
+            refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }).contains("a directory to share")
+        );
         assert!(refused(|p| p.memory_mib = 0).contains("memory: 0"));
         let long = KeyValue {
             key: "x".repeat(2000),

@@ -144,10 +144,22 @@ fn values_out_of_bounds() {
             json!([{"type": "RLIMIT_NOFILE", "hard": -1, "soft": 1}]),
             &["process.rlimits[0].hard", "-1", "expected u64"],
         ),
-        ("/process/env", json!(["A=b", large]), &["process.env[1]", "1048580 bytes", "at most"]),
-        ("/mounts/4", bind("/../../etc"), &["mounts[4].destination", "/../../etc", "below /"]),
+        (
+            "/process/env",
+            json!(["A=b", large]),
+            &["process.env[1]", "1048580 bytes", "at most"],
+        ),
+        (
+            "/mounts/4",
+            bind("/../../etc"),
+            &["mounts[4].destination", "/../../etc", "below /"],
+        ),
         ("/mounts/4", bind("/"), &["mounts[4].destination", "below /"]),
-        ("/mounts/4", bind("/a/../.."), &["mounts[4].destination", "/a/../..", "below /"]),
+        (
+            "/mounts/4",
+            bind("/a/../.."),
+            &["mounts[4].destination", "/a/../..", "below /"],
+        ),
         (
             "/annotations",
             json!({(format!("{resource}swap_in_bytes")): "9223372036854775808"}),
@@ -173,7 +185,11 @@ fn values_out_of_bounds() {
             json!({"io.katacontainers.config.hypervisor.default_vcpus": "4294967296"}),
             &["default_vcpus", "enable_annotations"],
         ),
-        ("/hooks", json!({"prestart": [{"path": "/bin/true", "timeout": 0}]}), &["hooks.prestart[0].timeout", "0", "above 0"]),
+        (
+            "/hooks",
+            json!({"prestart": [{"path": "/bin/true", "timeout": 0}]}),
+            &["hooks.prestart[0].timeout", "0", "above 0"],
+        ),
     ];
     for (place, value, words) in cases {
         let bundle = lab.bundle().with(|config| {
@@ -205,7 +221,11 @@ fn a_hook_that_never_ends() {
                 "args": [name, "-c", format!("sh -c 'while :; do sleep 600; done' {} & wait", lab.token())]
             }]});
         });
-        let words = [&format!("hooks.{kind}[0] /bin/sh"), "did not end within 1 s", "killed"];
+        let words = [
+            &format!("hooks.{kind}[0] /bin/sh"),
+            "did not end within 1 s",
+            "killed",
+        ];
         refused(&lab, bundle.arg(), &words);
     }
 }
@@ -215,7 +235,10 @@ fn a_hook_that_never_ends() {
 #[ignore = "needs a VM"]
 fn large_and_roundabout_input() {
     let lab = Lab::new();
-    let bundle = lab.bundle().script("env | wc -c; cat /mark; echo $LAST").file("/mark", "found ");
+    let bundle = lab
+        .bundle()
+        .script("env | wc -c; cat /mark; echo $LAST")
+        .file("/mark", "found ");
     let bundle = bundle.with(|config| {
         let env = config["process"]["env"].as_array_mut().unwrap();
         env.extend((0..1024).map(|n| json!(format!("V{n:04}={}", "x".repeat(1017)))));
@@ -225,7 +248,10 @@ fn large_and_roundabout_input() {
     std::os::unix::fs::symlink(bundle.dir(), &first).unwrap();
     std::os::unix::fs::symlink("first", &second).unwrap();
     let id = lab.id();
-    let run = lab.call(&["run", "--bundle", second.to_str().unwrap(), &id]).run().ok();
+    let run = lab
+        .call(&["run", "--bundle", second.to_str().unwrap(), &id])
+        .run()
+        .ok();
     let text = run.text();
     let (size, rest) = text.split_once('\n').unwrap();
     assert!(size.parse::<usize>().unwrap() > 1 << 20, "{size}");

@@ -149,7 +149,10 @@ fn stream(arrived: &[u8]) -> (usize, usize) {
         let back = (0..at).rev().find(|from| sent[*from..].starts_with(sample));
         at = back.unwrap_or_else(|| {
             let shown = String::from_utf8_lossy(sample).into_owned();
-            panic!("after {} bytes of the stream comes {shown:?}: something is lost", at)
+            panic!(
+                "after {} bytes of the stream comes {shown:?}: something is lost",
+                at
+            )
         });
     }
     assert_eq!(at % 8, 0, "the last line is whole");

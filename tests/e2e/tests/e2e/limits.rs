@@ -61,7 +61,10 @@ fn out_of_memory_of_the_container_itself_is_told() {
     let id = lab.id();
     lab.run_detached(&bundle, &id);
     let (read, write) = std::io::pipe().unwrap();
-    let watching = lab.call(&["events", "--interval", "1h", &id]).stdout(write).start();
+    let watching = lab
+        .call(&["events", "--interval", "1h", &id])
+        .stdout(write)
+        .start();
     // It watches from here on: statistics are asked for by another.
     let _ = lab.quick(&["events", "--stats", &id]).ok();
     std::fs::write(bundle.rootfs().join("go"), "").unwrap();
@@ -71,7 +74,11 @@ fn out_of_memory_of_the_container_itself_is_told() {
     let _ = watching.wait().ok();
     assert_eq!(lab.status(&id), "stopped");
     let tree = lab.quick(&["inspect", &id]).ok().json();
-    assert_eq!(tree["containers"][&id]["init"]["exit"], json!({"signal": 9}), "{tree:#}");
+    assert_eq!(
+        tree["containers"][&id]["init"]["exit"],
+        json!({"signal": 9}),
+        "{tree:#}"
+    );
     assert_eq!(tree["containers"][&id]["out_of_memory"], 1);
     let _ = lab.quick(&["delete", &id]).ok();
 }

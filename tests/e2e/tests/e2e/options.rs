@@ -126,12 +126,21 @@ enable_tracing = true
     assert!(has("rng-random,id=rng0,filename=/dev/random"), "{line:?}");
     assert!(has("iothread,id="), "{line:?}");
     assert!(has(",prealloc=on"), "{line:?}");
-    assert!(has(&format!("memory-backend-file,mem-path={}", memory.display())), "{line:?}");
-    let ports = line.iter().filter(|word| word.starts_with("pcie-root-port,")).count();
+    assert!(
+        has(&format!("memory-backend-file,mem-path={}", memory.display())),
+        "{line:?}"
+    );
+    let ports = line
+        .iter()
+        .filter(|word| word.starts_with("pcie-root-port,"))
+        .count();
     assert_eq!(ports, 8, "six that every sandbox has, and two");
     // O-10: locked, touched, and in the file.
     let status = std::fs::read_to_string(format!("/proc/{}/status", lab.pid_of(&id, "vmm"))).unwrap();
-    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    let locked = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmLck:"))
+        .unwrap();
     let locked: u64 = locked.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(locked > 320 << 10, "{locked} KiB locked");
     let daemon = command_line(&lab, &id, "fsd");
@@ -145,7 +154,10 @@ enable_tracing = true
             ("nproc", "2"),
             ("cat /sys/class/dmi/id/product_version", "pc-q35-7.1"),
             ("grep -c avx2 /proc/cpuinfo", "0"),
-            ("grep -o 'bulkhead.first=1 bulkhead.bare bulkhead.second=2' /proc/cmdline", "bulkhead.first=1 bulkhead.bare bulkhead.second=2"),
+            (
+                "grep -o 'bulkhead.first=1 bulkhead.bare bulkhead.second=2' /proc/cmdline",
+                "bulkhead.first=1 bulkhead.bare bulkhead.second=2",
+            ),
             ("cat /sys/module/overlay/parameters/metacopy", "Y"),
             ("test -d /sys/module/dm_mod && echo loaded", "loaded"),
             ("awk '/^Seccomp:/ {print $2}' /proc/self/status", "0"),
@@ -154,7 +166,10 @@ enable_tracing = true
             ("cat /changes", "one"),
         ],
     );
-    let mib: u64 = inside(&lab, &id, "awk '/MemTotal/ {print $2}' /proc/meminfo").parse::<u64>().unwrap() >> 10;
+    let mib: u64 = inside(&lab, &id, "awk '/MemTotal/ {print $2}' /proc/meminfo")
+        .parse::<u64>()
+        .unwrap()
+        >> 10;
     // What the kernel, its initrd and its own tables take is not in the total.
     assert!((180..=320).contains(&mib), "{mib} MiB");
     let pipe = lab.call(&["exec", &id, "/pipesize"]).run().ok().text();
@@ -165,25 +180,47 @@ enable_tracing = true
 
     // C-25, O-22: each operation's span with its fields, and the agent's calls.
     let log = lab.quick(&["logs", "--json", &id]).ok().text();
-    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
     let closed = |operation: &str| {
-        lines.iter().find(|line| line["message"] == "close" && line["span"]["operation"] == operation)
+        lines
+            .iter()
+            .find(|line| line["message"] == "close" && line["span"]["operation"] == operation)
     };
     for operation in ["create", "start", "exec", "bind"] {
         let span = &closed(operation).unwrap_or_else(|| panic!("{operation}: {log}"))["span"];
         assert_eq!(span["source"], "bulkhead", "{span}");
         assert_eq!(span["package"], "bulkhead-sandbox", "{span}");
-        assert_eq!((&span["sandbox"], &span["container"]), (&json!(id), &json!(id)), "{span}");
+        assert_eq!(
+            (&span["sandbox"], &span["container"]),
+            (&json!(id), &json!(id)),
+            "{span}"
+        );
     }
     let rootfs = bundle.rootfs();
-    assert_eq!(closed("bind").unwrap()["span"]["host_path"], rootfs.to_str().unwrap());
+    assert_eq!(
+        closed("bind").unwrap()["span"]["host_path"],
+        rootfs.to_str().unwrap()
+    );
     assert!(closed("boot").unwrap()["time.busy"].is_string());
     let traced = format!("trace: create_container {id} ");
-    assert!(lines.iter().any(|line| {
-        line["source"] == "agent" && line["message"].as_str().is_some_and(|text| text.starts_with(&traced))
-    }), "{log}");
+    assert!(
+        lines.iter().any(|line| {
+            line["source"] == "agent"
+                && line["message"]
+                    .as_str()
+                    .is_some_and(|text| text.starts_with(&traced))
+        }),
+        "{log}"
+    );
     lab.delete(&id);
-    assert_eq!(std::fs::read_dir(&memory).unwrap().count(), 0, "the file of the memory is gone");
+    assert_eq!(
+        std::fs::read_dir(&memory).unwrap().count(),
+        0,
+        "the file of the memory is gone"
+    );
 }
 
 /// O-07 to O-15, C-08, O-06: the same by annotations, where they are allowed.
@@ -209,7 +246,10 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
     let bundle = with_cgroup(with_pipesize(with_filter(lab.bundle().script("exec sleep 600"))));
     let bundle = bundle.with(|config| {
         let hv = "io.katacontainers.config.hypervisor.";
-        let (agent, resource) = ("io.katacontainers.config.agent.", "io.katacontainers.container.resource.");
+        let (agent, resource) = (
+            "io.katacontainers.config.agent.",
+            "io.katacontainers.container.resource.",
+        );
         config["annotations"] = json!({
             (format!("{hv}default_vcpus")): "2",
             (format!("{hv}default_memory")): "288",
@@ -239,7 +279,10 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
     assert!(line.contains("filename=/dev/random"), "{line}");
     // O-12: another daemon, told in words that all versions of virtiofsd know.
     let told = std::fs::read_to_string(lab.dir().join("told")).unwrap();
-    assert!(told.starts_with("--fd=3 -o source=/") && told.contains(",cache=always,"), "{told}");
+    assert!(
+        told.starts_with("--fd=3 -o source=/") && told.contains(",cache=always,"),
+        "{told}"
+    );
     answers(
         &lab,
         &id,
@@ -247,7 +290,10 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
             ("nproc", "2"),
             ("cat /sys/class/dmi/id/product_version", "pc-q35-7.0"),
             ("grep -c avx2 /proc/cpuinfo", "0"),
-            ("grep -o 'bulkhead.note=annotation' /proc/cmdline", "bulkhead.note=annotation"),
+            (
+                "grep -o 'bulkhead.note=annotation' /proc/cmdline",
+                "bulkhead.note=annotation",
+            ),
             ("cat /sys/module/overlay/parameters/redirect_dir", "Y"),
             ("test -d /sys/module/dm_mod && echo loaded", "loaded"),
             ("awk '/^Seccomp:/ {print $2}' /proc/self/status", "2"),
@@ -259,7 +305,10 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
             ("cat /changes", "one"),
         ],
     );
-    let mib: u64 = inside(&lab, &id, "awk '/MemTotal/ {print $2}' /proc/meminfo").parse::<u64>().unwrap() >> 10;
+    let mib: u64 = inside(&lab, &id, "awk '/MemTotal/ {print $2}' /proc/meminfo")
+        .parse::<u64>()
+        .unwrap()
+        >> 10;
     // The container's limit comes on top of what a sandbox has.
     assert!((289..=288 + 128).contains(&mib), "{mib} MiB");
     let pipe = lab.call(&["exec", &id, "/pipesize"]).run().ok().text();
@@ -272,14 +321,21 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
     // O-07, O-08: what is not allowed is refused by name, and nothing starts.
     for (key, value, words) in [
         ("msize_9p", json!("8192"), ["msize_9p", "enable_annotations"]),
-        ("virtio_fs_daemon", json!("/bin/sh"), ["virtio_fs_daemon", "/bin/sh"]),
+        (
+            "virtio_fs_daemon",
+            json!("/bin/sh"),
+            ["virtio_fs_daemon", "/bin/sh"],
+        ),
     ] {
         let bundle = lab.bundle().with(|config| {
             config["annotations"] = json!({(format!("io.katacontainers.config.hypervisor.{key}")): value});
         });
         let id = lab.id();
         let arguments = ["run", "--bundle", bundle.arg(), &id];
-        let _ = lab.call_with(&["--config", &config], &arguments).run().fails(&words);
+        let _ = lab
+            .call_with(&["--config", &config], &arguments)
+            .run()
+            .fails(&words);
         lab.assert_clean();
     }
 }
@@ -325,12 +381,21 @@ fn o12_c30_files_over_9p() {
         &id,
         &[
             ("cat /data/name", "from the host"),
-            ("echo to the host > /data/back; chown 5:6 /data/back; chmod 640 /data/back; stat -c '%u %g %a' /data/back", "5 6 640"),
-            ("head -c 3000000 /dev/zero | tee /data/large | md5sum | cut -c1-8", "c9fc2d3d"),
+            (
+                "echo to the host > /data/back; chown 5:6 /data/back; chmod 640 /data/back; stat -c '%u %g %a' /data/back",
+                "5 6 640",
+            ),
+            (
+                "head -c 3000000 /dev/zero | tee /data/large | md5sum | cut -c1-8",
+                "c9fc2d3d",
+            ),
             ("md5sum < /data/large | cut -c1-8", "c9fc2d3d"),
         ],
     );
-    assert_eq!(std::fs::read_to_string(data.join("back")).unwrap(), "to the host\n");
+    assert_eq!(
+        std::fs::read_to_string(data.join("back")).unwrap(),
+        "to the host\n"
+    );
     lab.delete(&id);
     let _ = VERB;
     assert!(Path::new(&data).exists());
@@ -342,13 +407,18 @@ fn o12_c30_files_over_9p() {
 fn o16_an_asset_that_was_changed() {
     let lab = Lab::new();
     let kernel = Lab::config().with_file_name("vmlinux");
-    let sum = lab.program("sha512sum", &[kernel.to_str().unwrap()]).run().ok().text();
+    let sum = lab
+        .program("sha512sum", &[kernel.to_str().unwrap()])
+        .run()
+        .ok()
+        .text();
     let digest = sum.split(' ').next().unwrap().to_owned();
     let right = config(&lab, "right.toml", &format!("kernel_hash = \"{digest}\""), "");
     let bundle = lab.bundle().script("echo up");
     let run = |config: &str| {
         let id = lab.id();
-        lab.call_with(&["--config", config], &["run", "--bundle", bundle.arg(), &id]).run()
+        lab.call_with(&["--config", config], &["run", "--bundle", bundle.arg(), &id])
+            .run()
     };
     assert_eq!(run(&right).ok().text(), "up\n");
     let copy = lab.dir().join("vmlinux");

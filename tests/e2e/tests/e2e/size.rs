@@ -63,7 +63,13 @@ fn c20_update_shows_inside() {
     };
     let free_before = free();
     let cgroup = |file: &str| inside(&lab, &id, &format!("cat /sys/fs/cgroup/{file}"));
-    let cpu_lists = || inside(&lab, &id, "cd /sys/devices/system/cpu; echo $(cat online) $(cat offline)");
+    let cpu_lists = || {
+        inside(
+            &lab,
+            &id,
+            "cd /sys/devices/system/cpu; echo $(cat online) $(cat offline)",
+        )
+    };
     let host_cpus = std::thread::available_parallelism().unwrap().get();
     assert_eq!(cpu_lists().split(' ').next(), Some("0"));
     let more = [

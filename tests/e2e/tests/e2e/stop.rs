@@ -11,7 +11,11 @@ use std::time::Duration;
 fn traces(lab: &Lab, pod: &str, id: &str) -> Vec<String> {
     let supervisor = lab.pid_of(pod, "supervisor");
     let table = std::fs::read_to_string(format!("/proc/{supervisor}/mountinfo")).unwrap();
-    let mut found: Vec<String> = table.lines().filter(|line| line.contains(id)).map(str::to_owned).collect();
+    let mut found: Vec<String> = table
+        .lines()
+        .filter(|line| line.contains(id))
+        .map(str::to_owned)
+        .collect();
     let tree = lab.quick(&["inspect", pod]).ok().json();
     let share = tree["paths"]["share"].as_str().unwrap().to_owned();
     for entry in std::fs::read_dir(share).unwrap().flatten() {
@@ -33,7 +37,10 @@ fn member(lab: &Lab, pod: &str) -> Bundle {
 
 fn pod(lab: &Lab) -> String {
     let pod = lab.id();
-    lab.run_detached(&in_pod(lab.bundle().script("exec sleep 600"), "sandbox", &pod), &pod);
+    lab.run_detached(
+        &in_pod(lab.bundle().script("exec sleep 600"), "sandbox", &pod),
+        &pod,
+    );
     pod
 }
 
@@ -58,8 +65,16 @@ fn c10_c11_a_failed_create_is_rolled_back() {
             json!({"destination": "/absent", "type": "bind", "source": lab.dir().join("absent"), "options": ["bind"]}),
             &["absent"],
         ),
-        ("/mounts/4", json!({"destination": "/x", "type": "nosuchfs", "source": "x"}), &["nosuchfs"]),
-        ("/linux/resources", json!({"memory": {"limit": 134_217_728}, "pids": {"limit": 5}, "cpu": {"quota": 5, "period": 5}}), &["cpu"]),
+        (
+            "/mounts/4",
+            json!({"destination": "/x", "type": "nosuchfs", "source": "x"}),
+            &["nosuchfs"],
+        ),
+        (
+            "/linux/resources",
+            json!({"memory": {"limit": 134_217_728}, "pids": {"limit": 5}, "cpu": {"quota": 5, "period": 5}}),
+            &["cpu"],
+        ),
         ("/linux/sysctl", json!({"net.no.such": "1"}), &["net.no.such"]),
     ];
     for (place, value, words) in cases {
@@ -74,7 +89,10 @@ fn c10_c11_a_failed_create_is_rolled_back() {
             }
         });
         eprintln!("case {place} = {value}");
-        let _ = lab.call(&["create", "--bundle", bundle.arg(), &second]).run().fails(words);
+        let _ = lab
+            .call(&["create", "--bundle", bundle.arg(), &second])
+            .run()
+            .fails(words);
         assert_eq!(traces(&lab, &pod, &second), Vec::<String>::new(), "{place}");
         let _ = lab.quick(&["state", &second]).fails(&["does not exist"]);
         let listed = inside(&lab, &pod, "nproc");
@@ -86,11 +104,18 @@ fn c10_c11_a_failed_create_is_rolled_back() {
         let out = json!({"destination": "/out/escaped", "type": "bind", "source": data, "options": ["bind"]});
         config["mounts"].as_array_mut().unwrap().push(out);
     });
-    symlink(format!("../../../../../..{}", lab.dir().display()), bundle.rootfs().join("out")).unwrap();
+    symlink(
+        format!("../../../../../..{}", lab.dir().display()),
+        bundle.rootfs().join("out"),
+    )
+    .unwrap();
     std::fs::create_dir_all(bundle.rootfs().join(lab.dir().strip_prefix("/").unwrap())).unwrap();
     lab.run_detached(&bundle, &second);
     assert!(!lab.dir().join("escaped").exists());
-    assert_eq!(inside(&lab, &second, "echo up > /data/x; cat /out/escaped/x"), "up");
+    assert_eq!(
+        inside(&lab, &second, "echo up > /data/x; cat /out/escaped/x"),
+        "up"
+    );
     assert!(traces(&lab, &pod, &second).len() >= 2);
     lab.delete(&second);
     lab.delete(&pod);
@@ -125,7 +150,9 @@ fn c12_c13_c15_start_stop_delete() {
     lab.delete(&second);
     assert_eq!(traces(&lab, &pod, &second), Vec::<String>::new());
     assert_eq!(inside(&lab, &pod, "nproc"), "1");
-    until("its stub has ended", VERB, || !std::path::Path::new(&format!("/proc/{stub}/root")).exists());
+    until("its stub has ended", VERB, || {
+        !std::path::Path::new(&format!("/proc/{stub}/root")).exists()
+    });
     // The guest has forgotten it: the same id works.
     lab.run_detached(&member(&lab, &pod), &second);
     lab.delete(&second);
@@ -151,7 +178,11 @@ fn c14_stop_with_patience() {
             "600s",
             json!({"code": 7}),
         ),
-        ("trap '' TERM; echo up; while :; do sleep 0.1; done", "200ms", json!({"signal": 9})),
+        (
+            "trap '' TERM; echo up; while :; do sleep 0.1; done",
+            "200ms",
+            json!({"signal": 9}),
+        ),
     ];
     for (script, patience, status) in cases {
         let bundle = member(&lab, &pod).script(script);
@@ -164,10 +195,18 @@ fn c14_stop_with_patience() {
         until("it is up", VERB, || said().contains("up"));
         let stub = lab.state(&second)["pid"].as_i64().unwrap();
         let stopped = lab.call(&["stop", "--time", patience, &second]).run().ok();
-        assert!(stopped.elapsed < Duration::from_secs(100), "{:?}", stopped.elapsed);
+        assert!(
+            stopped.elapsed < Duration::from_secs(100),
+            "{:?}",
+            stopped.elapsed
+        );
         assert_eq!(lab.status(&second), "stopped");
         assert_eq!(exit(&lab), status);
-        assert_eq!(said().contains("bye"), status == json!({"code": 7}), "its last words");
+        assert_eq!(
+            said().contains("bye"),
+            status == json!({"code": 7}),
+            "its last words"
+        );
         assert!(!std::path::Path::new(&format!("/proc/{stub}/root")).exists());
         assert_eq!(traces(&lab, &pod, &second), Vec::<String>::new());
         assert_eq!(inside(&lab, &pod, "nproc"), "1");
@@ -175,7 +214,9 @@ fn c14_stop_with_patience() {
         let _ = lab.quick(&["stop", &second]).ok();
         let _ = lab.quick(&["delete", &second]).ok();
     }
-    let _ = lab.quick(&["stop", "--time", "soon", &pod]).fails(&["soon", "such as 5s"]);
+    let _ = lab
+        .quick(&["stop", "--time", "soon", &pod])
+        .fails(&["soon", "such as 5s"]);
     let _ = lab.quick(&["stop", &second]).fails(&[&second, "does not exist"]);
     lab.delete(&pod);
 }
