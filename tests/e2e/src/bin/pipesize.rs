@@ -2,7 +2,8 @@
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-fn main() {
-    let size = fcntl(std::io::stdout(), FcntlArg::F_GETPIPE_SZ).expect("standard output is a pipe");
+fn main() -> nix::Result<()> {
+    let size = fcntl(std::io::stdout(), FcntlArg::F_GETPIPE_SZ)?;
     println!("{size}");
+    Ok(())
 }
