@@ -8,14 +8,14 @@
 //! Owns: what belongs to one container. Never: the table of containers (see `guest`). Calls block.
 
 use crate::cgroup::{Cgroup, CgroupError};
-use crate::engine::{Blueprint, Handle};
+use crate::engine::{Handle, Made, Shared};
 use crate::guest::Services;
-use crate::launch::{ExecOrder, Refusal, UserMaps};
+use crate::launch::{Attributes, Blueprint, ExecOrder, Launched, Refusal, UserMaps};
 use crate::process::Process;
 use crate::spec::{self, Facts, Rewritten};
 use crate::stdio::{self, Ends, Streams};
 use bulkhead_model::FailureKind;
-use bulkhead_model::oci::{self, LinuxCapabilities, LinuxDevice, LinuxResources, LinuxSeccomp, Spec};
+use bulkhead_model::oci::{self, LinuxCapabilities, LinuxDevice, LinuxResources, Spec};
 use bulkhead_protocol::api::agent::{CreateContainerRequest, Stdio};
 use nix::sys::signal::Signal;
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ pub(crate) struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     started: AtomicBool,
     devices: Vec<LinuxDevice>,
-    seccomp: Option<LinuxSeccomp>,
+    shared: Shared,
     capabilities: LinuxCapabilities,
     users: Option<UserMaps>,
     pipe_bytes: u32,
@@ -142,6 +142,7 @@ impl Container {
             whole_dev: request.whole_dev,
             ..facts
         };
+        let document = state(id, request, &given);
         let rewritten = spec::rewrite(given, &facts).map_err(|error| Refusal {
             kind: match error {
                 spec::SpecError::Unsupported { .. } => FailureKind::Unsupported,
@@ -166,24 +167,27 @@ impl Container {
         let blueprint = Blueprint {
             id: id.to_owned(),
             spec: rewritten.spec,
-            users: rewritten.users.clone(),
+            users: rewritten.new_users.then(|| rewritten.users.clone()).flatten(),
             no_pivot: request.no_pivot,
             no_new_keyring: request.no_new_keyring,
+            state: document,
         };
         let owner = blueprint
             .spec
             .process()
             .as_ref()
-            .map_or((0, 0), |process| owner(process, blueprint.users.as_ref()));
+            .map_or((0, 0), |process| owner(process, rewritten.users.as_ref()));
         let engine = services.engine.as_ref();
-        let (handle, init) = launch(services, &stdio, owner, request.pipe_bytes, &cgroup, |child| {
-            let (handle, launched) = engine.create(&blueprint, child)?;
-            Ok((Some(handle), launched))
+        let (made, init) = launch(services, &stdio, owner, request.pipe_bytes, &cgroup, |child| {
+            let Made {
+                handle,
+                shared,
+                process,
+            } = engine.create(&blueprint, cgroup.path(), child)?;
+            undo.engine = Some(handle.clone());
+            Ok(((handle, shared), process))
         })?;
-        let handle = handle.ok_or_else(|| Refusal {
-            kind: FailureKind::Internal,
-            message: "the engine gave no handle".to_owned(),
-        })?;
+        let (handle, shared) = made;
         if let Err(error) = services.oom.add(id, &cgroup) {
             services.events.log(
                 "debug",
@@ -199,7 +203,7 @@ impl Container {
             execs: Mutex::default(),
             started: AtomicBool::new(false),
             devices: rewritten.devices,
-            seccomp: rewritten.seccomp,
+            shared,
             capabilities: rewritten.capabilities,
             users: rewritten.users,
             pipe_bytes: request.pipe_bytes,
@@ -284,13 +288,12 @@ impl Container {
         let owner = owner(&process, self.users.as_ref());
         let order = ExecOrder {
             target: self.init.pid,
-            cgroup: self.cgroup.path().to_owned(),
-            process,
-            seccomp: self.seccomp.clone(),
+            namespaces: self.shared.namespaces,
+            attributes: Attributes::of(&process, self.shared.confinement.clone()),
         };
         let engine = services.engine.as_ref();
-        let (_, running) = launch(services, stdio, owner, self.pipe_bytes, &self.cgroup, |child| {
-            Ok((None, engine.exec(order, child)?))
+        let ((), running) = launch(services, stdio, owner, self.pipe_bytes, &self.cgroup, |child| {
+            Ok(((), engine.exec(order, self.cgroup.path(), child)?))
         })?;
         let pid = running.pid;
         self.execs().insert(exec.to_owned(), Arc::new(running));
@@ -434,6 +437,19 @@ impl Container {
     }
 }
 
+/// The state document (runtime-spec) that hooks in the container get. Its pid is what they would see themselves.
+fn state(id: &str, request: &CreateContainerRequest, spec: &Spec) -> String {
+    serde_json::json!({
+        "ociVersion": spec.version(),
+        "id": id,
+        "status": "created",
+        "pid": 1,
+        "bundle": request.bundle,
+        "annotations": spec.annotations(),
+    })
+    .to_string()
+}
+
 /// cgroup v2 has no swappiness of its own; a sandbox's containers share their VM's.
 fn apply_swappiness(resources: &LinuxResources) -> Result<(), Refusal> {
     let Some(swappiness) = resources.memory().as_ref().and_then(oci::LinuxMemory::swappiness) else {
@@ -462,19 +478,19 @@ fn owner(process: &oci::Process, users: Option<&UserMaps>) -> (u32, u32) {
 }
 
 /// Starts a process by `start`, which gets the child's ends, connects its streams and watches it.
-fn launch(
+fn launch<T>(
     services: &Services,
     stdio: &Stdio,
     owner: (u32, u32),
     pipe_bytes: u32,
     cgroup: &Arc<Cgroup>,
-    start: impl FnOnce(Vec<OwnedFd>) -> Result<(Option<Handle>, crate::launch::Launched), Refusal>,
-) -> Result<(Option<Handle>, Process), Refusal> {
+    start: impl FnOnce(Vec<OwnedFd>) -> Result<(T, Launched), Refusal>,
+) -> Result<(T, Process), Refusal> {
     let trouble = |error: stdio::StdioError| Refusal::internal("standard streams", &error);
     let streams = Streams::of(stdio);
     let claim = services.reaper.expect();
     if stdio.terminal {
-        let (handle, launched) = start(Vec::new())?;
+        let (kept, launched) = start(Vec::new())?;
         let master = launched.terminal.ok_or_else(|| Refusal {
             kind: FailureKind::Internal,
             message: "the engine gave no terminal".to_owned(),
@@ -489,13 +505,13 @@ fn launch(
             &services.endpoint,
             cgroup,
         );
-        return Ok((handle, process));
+        return Ok((kept, process));
     }
     let (child, ends) = Ends::pipes(streams, owner, pipe_bytes).map_err(trouble)?;
-    let (handle, launched) = start(child)?;
+    let (kept, launched) = start(child)?;
     ends.connect(&services.endpoint, streams).map_err(trouble)?;
     let process = Process::watch(launched.pid, streams, None, claim, &services.endpoint, cgroup);
-    Ok((handle, process))
+    Ok((kept, process))
 }
 
 /// The container shares the VM's network: its network settings are the VM's.

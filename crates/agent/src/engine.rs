@@ -4,148 +4,151 @@
 //!  create ─► (waits) ─► start ─► exec … ─► forget
 //! ```
 //!
-//! Owns: the trait and its first implementation, by `libcontainer` in workers of the fork server. Signals, limits,
-//! freezing, statistics and waiting need only the cgroup and the pid and are not part of it.
+//! Owns: the trait and its implementation by the fork server. Signals, limits, freezing, statistics and waiting need only
+//! the cgroup and the pid and are not part of it.
 
-use crate::launch::{CreateOrder, ExecOrder, Launched, Launcher, Order, Refusal, UserMaps};
-use bulkhead_model::oci::{LinuxNamespaceType, Spec};
-use std::fs;
-use std::io::{self, Write};
+use crate::launch::{
+    Blueprint, Confinement, ExecOrder, LONGEST_HOOK, Launched, Launcher, Order, Plan, Refusal, Waiting,
+};
+use bulkhead_model::FailureKind;
+use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A container to be made.
-#[derive(Debug)]
-pub(crate) struct Blueprint {
-    /// Its id.
-    pub(crate) id: String,
-    /// The rewritten spec.
-    pub(crate) spec: Spec,
-    /// Maps of the user namespace to make; the spec then has one without a path.
-    pub(crate) users: Option<UserMaps>,
-    /// `MS_MOVE` in place of `pivot_root`.
-    pub(crate) no_pivot: bool,
-    /// Keep the session keyring.
-    pub(crate) no_new_keyring: bool,
-}
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What the engine knows a container by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handle(String);
+pub(crate) struct Handle(u64);
+
+/// What an exec shares with its container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shared {
+    /// The kinds of namespaces (`CLONE_NEW*`) in which it differs from the agent.
+    pub(crate) namespaces: u64,
+    /// What holds for all its processes.
+    pub(crate) confinement: Confinement,
+}
+
+/// A container whose process waits for its start.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// For the other calls.
+    pub(crate) handle: Handle,
+    /// For its execs.
+    pub(crate) shared: Shared,
+    /// Its process.
+    pub(crate) process: Launched,
+}
 
 /// Makes containers. Calls block.
 pub(crate) trait Engine: Send + Sync {
-    /// Makes a container; its process waits for `start`. Without a terminal `stdio` has three descriptors.
+    /// Makes a container in the cgroup of directory `cgroup`; its process waits for `start`. Without a terminal `stdio`
+    /// has three descriptors.
     ///
     /// # Errors
-    /// [`Refusal`]; nothing is left behind then.
-    fn create(&self, blueprint: &Blueprint, stdio: Vec<OwnedFd>) -> Result<(Handle, Launched), Refusal>;
+    /// [`Refusal`]; nothing but dying processes is left behind then.
+    fn create(&self, blueprint: &Blueprint, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Made, Refusal>;
 
-    /// Lets its process run.
+    /// Lets its process run, once.
     ///
     /// # Errors
-    /// [`Refusal`].
+    /// [`Refusal`], for example of a hook that runs right before the program.
     fn start(&self, container: &Handle) -> Result<(), Refusal>;
 
     /// Runs a further process.
     ///
     /// # Errors
     /// [`Refusal`].
-    fn exec(&self, order: ExecOrder, stdio: Vec<OwnedFd>) -> Result<Launched, Refusal>;
+    fn exec(&self, order: ExecOrder, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Launched, Refusal>;
 
     /// Drops what is kept about a container whose processes are gone. Unknown is fine.
     fn forget(&self, container: &Handle);
 }
 
-fn name_user_namespace(spec: &mut Spec, file: &Path) {
-    let Some(linux) = spec.linux_mut() else { return };
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    for namespace in &mut namespaces {
-        if namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none() {
-            namespace.set_path(Some(file.to_owned()));
-        }
-    }
-    linux.set_namespaces(Some(namespaces));
+struct Unstarted {
+    process: Waiting,
+    /// Longest time of its hooks, if it has any.
+    hooks: Option<Duration>,
 }
 
-/// `libcontainer`, one worker process per call.
-#[derive(Debug)]
-pub(crate) struct Library {
+/// One clone per process, by the fork server.
+pub(crate) struct Forks {
     launcher: Launcher,
-    directory: PathBuf,
     count: AtomicU64,
+    unstarted: Mutex<HashMap<u64, Unstarted>>,
 }
 
-impl Library {
-    /// Keeps its state below `directory`.
+impl Forks {
+    /// Has `launcher` make the processes.
     #[must_use]
-    pub(crate) fn new(launcher: Launcher, directory: &Path) -> Self {
+    pub(crate) fn new(launcher: Launcher) -> Self {
         Self {
             launcher,
-            directory: directory.to_owned(),
             count: AtomicU64::new(0),
+            unstarted: Mutex::default(),
         }
     }
 
-    fn bundle(&self, handle: &Handle) -> PathBuf {
-        self.directory.join("bundles").join(&handle.0)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.join("state")
+    fn unstarted(&self) -> MutexGuard<'_, HashMap<u64, Unstarted>> {
+        self.unstarted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Engine for Library {
-    fn create(&self, blueprint: &Blueprint, stdio: Vec<OwnedFd>) -> Result<(Handle, Launched), Refusal> {
-        // A number, not the id: socket paths below the state directory must stay short (unix(7): 107 bytes).
-        let handle = Handle(self.count.fetch_add(1, Ordering::Relaxed).to_string());
-        let bundle = self.bundle(&handle);
-        let users = blueprint.users.clone().map(|maps| (maps, bundle.join("users")));
-        let mut spec = blueprint.spec.clone();
-        if let Some((_, file)) = &users {
-            name_user_namespace(&mut spec, file);
-        }
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(&bundle)?;
-            fs::create_dir_all(self.state())?;
-            fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)
+fn open(cgroup: &Path) -> Result<File, Refusal> {
+    File::open(cgroup).map_err(|error| Refusal::internal("opening the container's cgroup", &error))
+}
+
+impl Engine for Forks {
+    fn create(&self, blueprint: &Blueprint, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Made, Refusal> {
+        let plan = Plan::of(blueprint).map_err(|error| Refusal {
+            kind: FailureKind::InvalidArgument,
+            message: bulkhead_model::failure::chain(&error),
+        })?;
+        let shared = Shared {
+            namespaces: plan.foreign(),
+            confinement: plan.confinement().clone(),
         };
-        write().map_err(|error| Refusal::internal("writing the bundle", &error))?;
-        let order = Order::Create(CreateOrder {
-            name: handle.0.clone(),
-            bundle,
-            state: self.state(),
-            no_pivot: blueprint.no_pivot,
-            keyring: (!blueprint.no_new_keyring).then(|| format!("_ses.{}", blueprint.id)),
-            users,
-            terminal: stdio.is_empty(),
+        let mut seconds = plan.hook_seconds().peekable();
+        let hooks = seconds.peek().is_some().then(|| {
+            Duration::from_secs(
+                seconds.fold(0, |all: u64, one| all.saturating_add(one.unwrap_or(LONGEST_HOOK))),
+            )
         });
-        match self.launcher.launch(&order, &stdio) {
-            Ok(launched) => Ok((handle, launched)),
-            Err(refusal) => {
-                self.forget(&handle);
-                Err(refusal)
-            }
-        }
+        let order = Order::Create(Box::new(plan));
+        let (process, waiting) = self.launcher.launch(&order, &open(cgroup)?, &stdio)?;
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let waiting = Unstarted {
+            process: waiting,
+            hooks,
+        };
+        self.unstarted().insert(number, waiting);
+        Ok(Made {
+            handle: Handle(number),
+            shared,
+            process,
+        })
     }
 
     fn start(&self, container: &Handle) -> Result<(), Refusal> {
-        let socket = self.state().join(&container.0).join("notify.sock");
-        UnixStream::connect(socket)
-            .and_then(|mut stream| stream.write_all(b"start container"))
-            .map_err(|error| Refusal::internal("starting the container's process", &error))
+        let waiting = self.unstarted().remove(&container.0).ok_or_else(|| Refusal {
+            kind: FailureKind::FailedPrecondition,
+            message: "the container was started before".to_owned(),
+        })?;
+        waiting.process.go(waiting.hooks)
     }
 
-    fn exec(&self, order: ExecOrder, stdio: Vec<OwnedFd>) -> Result<Launched, Refusal> {
-        self.launcher.launch(&Order::Exec(Box::new(order)), &stdio)
+    fn exec(&self, order: ExecOrder, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Launched, Refusal> {
+        let order = Order::Exec(Box::new(order));
+        self.launcher
+            .launch(&order, &open(cgroup)?, &stdio)
+            .map(|(process, _)| process)
     }
 
     fn forget(&self, container: &Handle) {
-        // In memory (tmpfs), and only a few files: a failure here cannot be anything but "not there".
-        let _ = fs::remove_dir_all(self.bundle(container));
-        let _ = fs::remove_dir_all(self.state().join(&container.0));
+        // A process that was never started ends when its agent no longer listens.
+        self.unstarted().remove(&container.0);
     }
 }

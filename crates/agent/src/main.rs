@@ -48,9 +48,6 @@ use std::sync::Arc;
 /// Optional abilities, by name.
 const CAPABILITIES: [&str; 6] = ["exec", "pause", "update", "hotplug", "events", "storage"];
 
-/// Where the container engine keeps its state: not below what the host names paths in.
-const ENGINE_STATE: &str = "/run/engine";
-
 /// Says why on the console and ends the VM.
 pub(crate) fn power_off(reason: &str) -> ! {
     eprintln!("bulkhead-agent: {reason}");
@@ -93,7 +90,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         let modules = Arc::new(modules::Modules::of(Path::new(boot::MODULES)));
         let events = Arc::new(events::Events::default());
         let guest = guest::Guest::new(guest::Services {
-            engine: Box::new(engine::Library::new(launcher, Path::new(ENGINE_STATE))),
+            engine: Box::new(engine::Forks::new(launcher)),
             endpoint: endpoint.clone(),
             reaper,
             storages: storage::Storages::new(modules.clone()),

@@ -5,7 +5,6 @@
 
 use crate::passwd;
 use bulkhead_model::FailureKind;
-use bulkhead_model::oci::Process;
 use nix::unistd::{AccessFlags, access};
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -128,14 +127,16 @@ fn text(what: &'static str, value: &str) -> Result<CString, ProgramError> {
 }
 
 impl Program {
-    /// Resolves the program of `process` in the caller's view of files, working directory and user.
+    /// Resolves the program in the caller's view of files, working directory and user, who is `uid`.
     ///
     /// # Errors
     /// [`ProgramError`] in runc's words.
-    pub(crate) fn resolve(process: &Process) -> Result<Self, ProgramError> {
-        let arguments = process.args().as_deref().unwrap_or_default();
+    pub(crate) fn resolve(
+        arguments: &[String],
+        variables: &[String],
+        uid: u32,
+    ) -> Result<Self, ProgramError> {
         let name = arguments.first().ok_or(ProgramError::Empty)?;
-        let variables = process.env().as_deref().unwrap_or_default();
         let search = variables
             .iter()
             .rev()
@@ -146,7 +147,7 @@ impl Program {
             .map(|variable| text("env", variable))
             .collect::<Result<Vec<_>, _>>()?;
         if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
-            environment.push(text("env", &format!("HOME={}", home(process.user().uid())))?);
+            environment.push(text("env", &format!("HOME={}", home(uid)))?);
         }
         Ok(Self {
             path: text("args", &path)?,
@@ -180,12 +181,11 @@ fn home(uid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use std::os::unix::fs::PermissionsExt;
 
-    fn process(args: &[&str], env: &[&str]) -> Process {
-        serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args, "env": env}))
-            .unwrap()
+    fn resolve(args: &[&str], env: &[&str]) -> Result<Program, ProgramError> {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        Program::resolve(&list(args), &list(env), 0)
     }
 
     #[test]
@@ -194,15 +194,15 @@ mod tests {
         let file = directory.path().join("tool");
         std::fs::write(&file, "#!/bin/sh\n").unwrap();
         let path = format!("PATH=/nowhere:{}", directory.path().display());
-        let process = process(&["tool", "x"], &["PATH=/other", &path, "A=b"]);
+        let found = || resolve(&["tool", "x"], &["PATH=/other", &path, "A=b"]);
         assert_eq!(
-            Program::resolve(&process),
+            found(),
             Err(ProgramError::Permission {
                 name: "tool".to_owned()
             })
         );
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let program = Program::resolve(&process).unwrap();
+        let program = found().unwrap();
         assert_eq!(program.path.to_str().unwrap(), file.to_str().unwrap());
         assert_eq!(program.arguments.len(), 2);
         assert!(
@@ -215,25 +215,25 @@ mod tests {
 
     #[test]
     fn errors_are_in_runcs_words() {
-        let missing = Program::resolve(&process(&["foo"], &["PATH=/nowhere"])).unwrap_err();
+        let missing = resolve(&["foo"], &["PATH=/nowhere"]).unwrap_err();
         assert_eq!(
             missing.to_string(),
             "exec: \"foo\": executable file not found in $PATH"
         );
         assert_eq!(missing.kind(), FailureKind::ProgramNotFound);
-        let missing = Program::resolve(&process(&["/no/foo"], &[])).unwrap_err();
+        let missing = resolve(&["/no/foo"], &[]).unwrap_err();
         assert_eq!(
             missing.to_string(),
             "exec: \"/no/foo\": stat /no/foo: no such file or directory"
         );
-        let directory = Program::resolve(&process(&["/tmp"], &[])).unwrap_err();
+        let directory = resolve(&["/tmp"], &[]).unwrap_err();
         assert_eq!(directory.to_string(), "exec: \"/tmp\": is a directory");
         assert_eq!(directory.kind(), FailureKind::ProgramNotExecutable);
         assert_eq!(
-            Program::resolve(&process(&[], &[])).unwrap_err(),
+            resolve(&[], &[]).unwrap_err(),
             ProgramError::Empty
         );
-        let nul = Program::resolve(&process(&["/bin/sh", "a\0b"], &[])).unwrap_err();
+        let nul = resolve(&["/bin/sh", "a\0b"], &[]).unwrap_err();
         assert!(matches!(nul, ProgramError::Nul { what: "args", .. }));
     }
 }

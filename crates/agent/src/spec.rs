@@ -10,7 +10,7 @@
 use crate::launch::{IdMap, UserMaps};
 use crate::paths;
 use bulkhead_model::oci::{
-    Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespace,
+    Hooks, Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespace,
     LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use std::collections::HashMap;
@@ -71,12 +71,12 @@ pub(crate) struct Rewritten {
     pub(crate) rules: Vec<LinuxDeviceCgroup>,
     /// Devices of the container.
     pub(crate) devices: Vec<LinuxDevice>,
-    /// The filter, for execs too.
-    pub(crate) seccomp: Option<LinuxSeccomp>,
     /// What an exec without capabilities of its own gets.
     pub(crate) capabilities: LinuxCapabilities,
-    /// Maps of the user namespace to be made.
+    /// Maps of its user namespace.
     pub(crate) users: Option<UserMaps>,
+    /// That is to be made; else it is the first container's.
+    pub(crate) new_users: bool,
     /// Settings of the VM's network, which the container shares.
     pub(crate) sysctls: Vec<(String, String)>,
 }
@@ -101,7 +101,13 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
     }
     root.set_path(facts.rootfs.clone());
     spec.set_root(Some(root));
-    spec.set_hooks(None);
+    // The others ran on the host.
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(hooks.map(|list| {
+        let mut hooks = Hooks::default();
+        hooks.set_start_container(Some(list));
+        hooks
+    }));
 
     let mut linux = spec.linux().clone().unwrap_or_else(bare_linux);
     let resources = linux.resources().clone().unwrap_or_default();
@@ -113,7 +119,14 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
     let new_users = namespaces
         .iter()
         .any(|ns| ns.typ() == LinuxNamespaceType::User && ns.path().is_none());
-    let users = if new_users { Some(user_maps(&linux)?) } else { None };
+    let in_users = namespaces.iter().any(|ns| ns.typ() == LinuxNamespaceType::User);
+    // Who joins one may leave the maps out: they are the first container's.
+    let named = linux.uid_mappings().as_ref().is_some_and(|list| !list.is_empty());
+    let users = if new_users || (in_users && named) {
+        Some(user_maps(&linux)?)
+    } else {
+        None
+    };
     let own_names = namespaces
         .iter()
         .any(|ns| ns.typ() == LinuxNamespaceType::Uts && ns.path().is_none());
@@ -137,21 +150,21 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
         .set_resources(None)
         .set_cgroups_path(Some(PathBuf::from(&facts.cgroup)))
         .set_namespaces(Some(namespaces))
-        .set_seccomp(seccomp.clone())
+        .set_seccomp(seccomp)
         .set_net_devices(None)
         .set_mount_label(None)
         .set_intel_rdt(None)
         .set_uid_mappings(None)
         .set_gid_mappings(None);
     spec.set_linux(Some(linux));
-    mounts(&mut spec, facts, users.is_some())?;
+    mounts(&mut spec, facts, in_users)?;
     Ok(Rewritten {
         rules: resources.devices().clone().unwrap_or_default(),
         resources,
         devices,
-        seccomp,
         capabilities,
         users,
+        new_users,
         sysctls: network,
         spec,
     })
@@ -321,7 +334,7 @@ mod tests {
         serde_json::from_value(json!({
             "ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": true}, "hostname": "h",
             "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"], "apparmorProfile": "docker-default", "noNewPrivileges": false},
-            "hooks": {"prestart": [{"path": "/bin/true"}]},
+            "hooks": {"poststop": [{"path": "/bin/true"}], "startContainer": [{"path": "/bin/true"}]},
             "linux": linux, "mounts": mounts
         }))
         .unwrap()
@@ -344,7 +357,9 @@ mod tests {
             "resources": {"pids": {"limit": 5}, "devices": [{"allow": false, "access": "rwm"}]}
         });
         let all = rewrite(spec(linux, json!([])), &facts()).unwrap();
-        assert!(all.spec.hooks().is_none());
+        let hooks = all.spec.hooks().as_ref().unwrap();
+        assert!(hooks.start_container().as_ref().is_some_and(|list| list.len() == 1));
+        assert!(hooks.poststop().is_none());
         assert_eq!(
             kinds(&all),
             [
@@ -436,6 +451,6 @@ mod tests {
             },
         )
         .unwrap();
-        assert!(off.seccomp.is_none() && off.spec.linux().as_ref().unwrap().seccomp().is_none());
+        assert!(off.spec.linux().as_ref().unwrap().seccomp().is_none());
     }
 }

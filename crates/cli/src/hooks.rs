@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | prestart, createRuntime | the stub is there, the VM still starts | host | ends the create |
 //! | createContainer | after them | the stub's network, UTS and IPC namespaces | ends the create |
-//! | startContainer | before the program | in the guest: not here | ends the start |
+//! | startContainer | before the program | in the guest, by the agent | ends the start |
 //! | poststart | after the program started | host | is logged |
 //! | poststop | after the container is gone | host | is logged |
 //!

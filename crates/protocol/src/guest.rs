@@ -91,6 +91,8 @@ pub struct GuestContainer {
     pub spec: Vec<u8>,
     /// Its root directory in the guest.
     pub rootfs: String,
+    /// Its bundle's directory on the host: what hooks in the container are told (K-06).
+    pub bundle: String,
     /// Its own mounts.
     pub storages: Vec<GuestStorage>,
     /// Its streams.

@@ -1,199 +1,127 @@
-//! A worker's job: a further process in a running container.
+//! A further process in a running container, from the clone to execve(2).
 //!
 //! ```text
-//! worker: cgroup → namespaces of the target → terminal → fork
-//! child:  session, stdio, attributes, program → execve; a failure goes into a pipe that execve closes
+//!  clone (in the container's cgroup and pid namespace) ─► other namespaces ─► terminal ─► Born
+//!        ─► attributes ─► program found ─► seal ─► execve
 //! ```
+//!
+//! Owns: that order. Never: returns.
 
-use super::attributes;
-use super::order::{ExecOrder, Launched, Refusal};
-use super::server::three;
-use crate::program::Program;
-use crate::sys::fork::{self, Side};
-use crate::sys::{pidfd, signals, tty};
+use super::attributes::{AttributeError, Attributes};
+use super::birth::{FAILED, become_root};
+use super::order::{ExecOrder, Refusal};
+use super::plan::flag;
+use super::terminal;
+use super::voice::{self, Voice};
+use crate::program::{Program, ProgramError};
+use crate::sys::signals;
 use bulkhead_model::FailureKind;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::stat::fstat;
-use nix::unistd::{
-    Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgroups, setresgid, setresuid, setsid,
-};
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
-/// CLONE_NEWTIME of linux/sched.h.
-const NEW_TIME: i32 = 0x80;
-
-const NAMESPACES: [(&str, i32); 8] = [
-    ("user", libc::CLONE_NEWUSER),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("uts", libc::CLONE_NEWUTS),
-    ("net", libc::CLONE_NEWNET),
-    ("pid", libc::CLONE_NEWPID),
-    ("time", NEW_TIME),
-    ("mnt", libc::CLONE_NEWNS),
-];
-
-fn refuse(what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
-    move |error| Refusal::internal(what, &error)
+/// Why it did not become its program.
+#[derive(Debug, thiserror::Error)]
+enum ExecError {
+    #[error("{what}")]
+    Call {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Attribute(#[from] AttributeError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
-pub(super) fn run(order: &ExecOrder, descriptors: Vec<OwnedFd>) -> Result<Launched, Refusal> {
-    let target = pidfd::open(order.target).map_err(|_| not_running())?;
-    let flags = foreign_namespaces(order.target).map_err(|_| not_running())?;
-    if let Some(score) = order.process.oom_score_adj() {
-        fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(refuse("oom_score_adj"))?;
+fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ExecError {
+    move |error| ExecError::Call {
+        what,
+        source: error.into(),
     }
-    join_cgroup(&order.cgroup, order.target).map_err(refuse("joining the container's cgroup"))?;
-    if !flags.is_empty() {
-        setns(&target, flags)
-            .map_err(|errno| Refusal::internal("joining the container's namespaces", &errno))?;
-    }
-    if flags.contains(CloneFlags::CLONE_NEWUSER) {
-        become_root().map_err(|errno| Refusal::internal("becoming root of the user namespace", &errno))?;
-    }
-    let terminal = order.process.terminal().unwrap_or(false);
-    let (master, stdio) = if terminal {
-        let (master, slave) = open_terminal(order).map_err(refuse("opening a terminal in the container"))?;
-        let copies = [slave.try_clone(), slave.try_clone()];
-        let [Ok(second), Ok(third)] = copies else {
-            return Err(Refusal::internal("terminal", &std::io::Error::last_os_error()));
-        };
-        (Some(master), [slave, second, third])
-    } else {
-        (None, three(descriptors)?)
-    };
-    let (mut verdict, writer) = std::io::pipe().map_err(refuse("pipe"))?;
-    match fork::child().map_err(refuse("starting the process"))? {
-        Side::Child => {
-            drop((verdict, master));
-            let refusal = become_process(order, &stdio, terminal);
-            let text = serde_json::to_vec(&refusal).unwrap_or_default();
-            let _ = (&writer).write_all(&text);
-            std::process::exit(255);
-        }
-        Side::Parent(pid) => {
-            drop((writer, stdio));
-            let mut text = Vec::new();
-            verdict.read_to_end(&mut text).map_err(refuse("pipe"))?;
-            if text.is_empty() {
-                return Ok(Launched {
-                    pid: pid.as_raw(),
-                    terminal: master,
-                });
+}
+
+/// Becomes the process; `target` is one of the container. Returns what to end with.
+pub(super) fn run(order: &ExecOrder, voice: &Voice, target: &OwnedFd, stdio: Vec<OwnedFd>) -> i32 {
+    let refusal = match prepare(order, voice, target, stdio) {
+        Ok(program) => {
+            let errno = program.run();
+            Refusal {
+                kind: match errno {
+                    nix::errno::Errno::ENOENT => FailureKind::ProgramNotFound,
+                    _ => FailureKind::ProgramNotExecutable,
+                },
+                message: format!(
+                    "exec {}: {}",
+                    program.path.to_string_lossy(),
+                    errno.desc().to_lowercase()
+                ),
             }
-            Err(serde_json::from_slice(&text).map_err(|error| Refusal::internal("process setup", &error))?)
         }
-    }
-}
-
-fn not_running() -> Refusal {
-    Refusal {
-        kind: FailureKind::FailedPrecondition,
-        message: "the container is not running".to_owned(),
-    }
-}
-
-/// Only namespaces that differ: joining one's own user namespace is an error.
-fn foreign_namespaces(target: i32) -> std::io::Result<CloneFlags> {
-    let mut flags = CloneFlags::empty();
-    for (name, flag) in NAMESPACES {
-        let theirs = fs::read_link(format!("/proc/{target}/ns/{name}"));
-        let ours = fs::read_link(format!("/proc/self/ns/{name}"));
-        match (theirs, ours) {
-            (Ok(theirs), Ok(ours)) if theirs != ours => flags |= CloneFlags::from_bits_retain(flag),
-            (Err(error), Ok(_)) => return Err(error),
-            // A kernel without this kind.
-            _ => {}
-        }
-    }
-    Ok(flags)
-}
-
-/// A container that manages cgroups itself may have moved its processes out of the top group, which then
-/// takes none: then beside its first process.
-fn join_cgroup(directory: &Path, target: i32) -> std::io::Result<()> {
-    match fs::write(directory.join("cgroup.procs"), "0") {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            let text = fs::read_to_string(format!("/proc/{target}/cgroup"))?;
-            let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else {
-                return Err(error);
-            };
-            fs::write(
-                Path::new(crate::cgroup::MOUNT).join(path).join("cgroup.procs"),
-                "0",
-            )
-        }
-        other => other,
-    }
-}
-
-fn become_root() -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    // Denied in a namespace that has setgroups off; it then has no groups to lose either.
-    let _ = setgroups(&[]);
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
-}
-
-/// From the container's own devpts, so that `tty` finds it.
-fn open_terminal(order: &ExecOrder) -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let open = |path| File::options().read(true).write(true).open(path);
-    let master = OwnedFd::from(open("/dev/pts/ptmx").or_else(|_| open("/dev/ptmx"))?);
-    let slave = tty::open_peer(master.as_fd())?;
-    let group = fstat(&slave)?.st_gid;
-    fchown(
-        &slave,
-        Some(Uid::from_raw(order.process.user().uid())),
-        Some(Gid::from_raw(group)),
-    )?;
-    if let Some(size) = order.process.console_size() {
-        let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
-        tty::set_size(slave.as_fd(), cells(size.width()), cells(size.height()))?;
-    }
-    Ok((master, slave))
-}
-
-/// Returns only with the reason why it did not become the program.
-fn become_process(order: &ExecOrder, stdio: &[OwnedFd; 3], terminal: bool) -> Refusal {
-    let prepare = || -> std::io::Result<()> {
-        setsid()?;
-        if terminal {
-            tty::make_controlling(stdio[0].as_fd())?;
-        }
-        dup2_stdin(&stdio[0])?;
-        dup2_stdout(&stdio[1])?;
-        dup2_stderr(&stdio[2])?;
-        Ok(())
-    };
-    if let Err(error) = prepare() {
-        return Refusal::internal("standard streams", &error);
-    }
-    if let Err(error) = attributes::apply(&order.process, order.seccomp.as_ref()) {
-        return Refusal::internal("process setup", &error);
-    }
-    let program = match Program::resolve(&order.process) {
-        Ok(program) => program,
-        Err(error) => {
-            return Refusal {
-                kind: error.kind(),
-                message: error.to_string(),
-            };
-        }
-    };
-    signals::reset();
-    let errno = program.run();
-    Refusal {
-        kind: match errno {
-            nix::errno::Errno::ENOENT => FailureKind::ProgramNotFound,
-            _ => FailureKind::ProgramNotExecutable,
+        Err(ExecError::Program(error)) => Refusal {
+            kind: error.kind(),
+            message: error.to_string(),
         },
-        message: format!(
-            "exec {}: {}",
-            program.path.to_string_lossy(),
-            errno.desc().to_lowercase()
-        ),
+        Err(error) => Refusal::internal("process setup", &error),
+    };
+    voice.refused(refusal);
+    FAILED
+}
+
+fn prepare(
+    order: &ExecOrder,
+    voice: &Voice,
+    target: &OwnedFd,
+    stdio: Vec<OwnedFd>,
+) -> Result<Program, ExecError> {
+    let attributes = &order.attributes;
+    signals::reset();
+    let pid = voice::outer_pid().map_err(failed("reading the own pid"))?;
+    attributes.set_score("/proc/self")?;
+    // The pid namespace it was born into.
+    let rest = order.namespaces & !flag(libc::CLONE_NEWPID);
+    let in_users = rest & flag(libc::CLONE_NEWUSER) != 0;
+    if in_users {
+        // From inside it is not allowed.
+        attributes.set_limits(0)?;
     }
+    if rest != 0 {
+        let kinds = CloneFlags::from_bits_retain(i32::try_from(rest).unwrap_or(0));
+        setns(target, kinds).map_err(failed("joining the container's namespaces"))?;
+    }
+    if in_users {
+        become_root().map_err(failed("becoming root of the user namespace"))?;
+    }
+    let stdio = streams(attributes, voice, pid, stdio)?;
+    terminal::take(&stdio, attributes.terminal).map_err(failed("standard streams"))?;
+    drop(stdio);
+    if !in_users {
+        attributes.set_limits(0)?;
+    }
+    attributes.apply()?;
+    let program = attributes.program()?;
+    attributes.seal()?;
+    Ok(program)
+}
+
+fn streams(
+    attributes: &Attributes,
+    voice: &Voice,
+    pid: i32,
+    given: Vec<OwnedFd>,
+) -> Result<[OwnedFd; 3], ExecError> {
+    if !attributes.terminal {
+        voice.born(pid, None).map_err(failed("telling the agent"))?;
+        let trouble = |given: Vec<OwnedFd>| ExecError::Call {
+            what: "an order without its three descriptors",
+            source: io::Error::other(format!("{} came", given.len())),
+        };
+        return given.try_into().map_err(trouble);
+    }
+    let (master, slave) = terminal::open(attributes).map_err(failed("opening a terminal"))?;
+    voice
+        .born(pid, Some(master.as_fd()))
+        .map_err(failed("telling the agent"))?;
+    terminal::triple(slave).map_err(failed("standard streams"))
 }

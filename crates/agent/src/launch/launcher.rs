@@ -1,11 +1,14 @@
 //! The agent's handle on the fork server.
 
-use super::order::{Launched, Order, Refusal};
+use super::order::{Launched, Message, Order, Refusal};
 use super::server;
 use crate::sys::fork::{self, Side};
-use crate::sys::rights;
+use crate::sys::{packets, rights};
 use bulkhead_model::FailureKind;
-use std::io;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +21,21 @@ const DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct Launcher {
     orders: Mutex<UnixStream>,
+}
+
+/// A container's own process, which waits for its start.
+#[derive(Debug)]
+pub(crate) struct Waiting(OwnedFd);
+
+fn trouble(error: &dyn std::error::Error) -> Refusal {
+    Refusal::internal("fork server", error)
+}
+
+fn silent() -> Refusal {
+    Refusal {
+        kind: FailureKind::Internal,
+        message: "the process ended without an answer".to_owned(),
+    }
 }
 
 impl Launcher {
@@ -39,33 +57,75 @@ impl Launcher {
         }
     }
 
-    /// Carries out `order` with `descriptors`. Blocks until the process is set up, at most two minutes.
+    /// Carries out `order` in `cgroup` with the descriptors in `stdio`: none for a process with a terminal, else three.
+    /// Blocks until a container's process waits for its start and until an exec is its program, at most two minutes.
     ///
     /// # Errors
-    /// The [`Refusal`] of the worker; internal if the server is gone or does not answer.
-    pub(crate) fn launch(&self, order: &Order, descriptors: &[OwnedFd]) -> Result<Launched, Refusal> {
-        let trouble = |error: &dyn std::error::Error| Refusal::internal("fork server", error);
+    /// The [`Refusal`] of the process; internal if the server is gone or does not answer.
+    pub(crate) fn launch(
+        &self,
+        order: &Order,
+        cgroup: &File,
+        stdio: &[OwnedFd],
+    ) -> Result<(Launched, Waiting), Refusal> {
         let body = serde_json::to_vec(order).map_err(|error| trouble(&error))?;
-        let (ours, theirs) = UnixStream::pair().map_err(|error| trouble(&error))?;
-        ours.set_read_timeout(Some(DEADLINE))
-            .map_err(|error| trouble(&error))?;
-        let mut all: Vec<BorrowedFd<'_>> = vec![theirs.as_fd()];
-        all.extend(descriptors.iter().map(AsFd::as_fd));
+        let (ours, theirs) = packets::pair().map_err(|error| trouble(&error))?;
+        let mut all: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), cgroup.as_fd()];
+        all.extend(stdio.iter().map(AsFd::as_fd));
         {
             let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
             rights::send(&orders, &body, &all).map_err(|error| trouble(&error))?;
         }
         drop(theirs);
-        let (body, descriptors) = rights::receive(&ours)
-            .map_err(|error| trouble(&error))?
-            .ok_or_else(|| Refusal {
-                kind: FailureKind::Internal,
-                message: "the worker ended without an answer".to_owned(),
-            })?;
-        let pid: Result<i32, Refusal> = serde_json::from_slice(&body).map_err(|error| trouble(&error))?;
-        Ok(Launched {
-            pid: pid?,
-            terminal: descriptors.into_iter().next(),
-        })
+        let waiting = Waiting(ours);
+        waiting.limit(DEADLINE)?;
+        let mut born: Option<Launched> = None;
+        loop {
+            match waiting.hear()? {
+                Some((Message::Born(pid), terminal)) => born = Some(Launched { pid, terminal }),
+                Some((Message::Ready, _)) if matches!(order, Order::Create(_)) => break,
+                Some((Message::Ready, _)) => {}
+                Some((Message::Refused(refusal), _)) => return Err(refusal),
+                // An exec closes its end by becoming the program.
+                None if matches!(order, Order::Exec(_)) => break,
+                None => return Err(silent()),
+            }
+        }
+        Ok((born.ok_or_else(silent)?, waiting))
+    }
+}
+
+impl Waiting {
+    /// Lets the process run. With `hooks`, the time those may take, it is waited for them.
+    ///
+    /// # Errors
+    /// The [`Refusal`] of a hook; the process has ended then.
+    pub(crate) fn go(self, hooks: Option<Duration>) -> Result<(), Refusal> {
+        let gone = |error: &dyn std::error::Error| Refusal::internal("starting the container's process", error);
+        let mut socket = File::from(self.0.try_clone().map_err(|error| gone(&error))?);
+        socket.write_all(b"g").map_err(|error| gone(&error))?;
+        let Some(limit) = hooks else { return Ok(()) };
+        self.limit(limit + DEADLINE)?;
+        match self.hear()? {
+            Some((Message::Refused(refusal), _)) => Err(refusal),
+            // It became its program.
+            _ => Ok(()),
+        }
+    }
+
+    fn limit(&self, limit: Duration) -> Result<(), Refusal> {
+        let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+        setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))
+            .map_err(|errno| trouble(&errno))
+    }
+
+    fn hear(&self) -> Result<Option<(Message, Option<OwnedFd>)>, Refusal> {
+        match packets::receive(&self.0).map_err(|error| trouble(&error))? {
+            Some((body, descriptor)) => {
+                let message = serde_json::from_slice(&body).map_err(|error| trouble(&error))?;
+                Ok(Some((message, descriptor)))
+            }
+            None => Ok(None),
+        }
     }
 }

@@ -2,24 +2,38 @@
 //!
 //! ```text
 //!  agent (threads, tokio) ──order + descriptors──► fork server (one thread, forked before any other)
-//!        ▲                                             │ clone(CLONE_PARENT) per order
-//!        └──────────── reply + pid (+ pty) ────────────┴─► worker ──► the container's process
+//!        ▲                                             │ one clone3 per order: the agent's child,
+//!        │                                             ▼ in its cgroup and namespaces from the start
+//!        └─────────── pid, terminal, verdict ───── the container's process ──► its program
 //! ```
 //!
-//! The libraries that set containers up run callbacks after a clone, change directory and wait: all of that
-//! is unsafe in a process with threads. The worker is a child of PID 1 and exits after its reply, so PID 1
-//! reaps it and inherits what it started.
+//! Between clone and execve(2) a process allocates, reads files and runs hooks, which a child of a process with threads
+//! must not: so the server has one thread. What can be worked out before the clone is (`plan`, `filter`).
 //!
-//! Owns: orders, replies, server, workers. Never: state about containers. Called by `engine`.
+//! Owns: plans, orders, the server, everything a process does before its program. Never: state about containers.
+//! Called by `engine`.
 
 mod attributes;
-mod create;
+mod birth;
+mod copy_up;
 mod exec;
+mod filter;
+mod hooks;
 mod launcher;
+mod mount_plan;
+mod nodes;
 mod order;
+mod plan;
+mod privileges;
+mod root;
 mod server;
-mod userns;
-mod verdict;
+mod terminal;
+mod voice;
 
-pub(crate) use launcher::Launcher;
-pub(crate) use order::{CreateOrder, ExecOrder, IdMap, Launched, Order, Refusal, UserMaps};
+pub(crate) use attributes::{Attributes, Confinement};
+pub(crate) use launcher::{Launcher, Waiting};
+pub(crate) use order::{ExecOrder, Launched, Order, Refusal};
+pub(crate) use plan::{Blueprint, IdMap, Plan, UserMaps};
+
+/// A hook without a time-out may take this long, in seconds.
+pub(crate) const LONGEST_HOOK: u64 = hooks::LONGEST;

@@ -76,33 +76,6 @@ pub(crate) fn receive(socket: &UnixStream) -> io::Result<Option<(Vec<u8>, Vec<Ow
     Ok(Some((body, descriptors)))
 }
 
-/// Receives one descriptor sent beside any bytes (the console-socket message of runc and its kin).
-///
-/// # Errors
-/// The socket's.
-pub(crate) fn receive_bare(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut bytes = [0_u8; 256];
-    let mut space = nix::cmsg_space!([i32; MAX_DESCRIPTORS]);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<UnixAddr>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    let mut first = None;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            for fd in raw {
-                // SAFETY: the kernel has just installed this descriptor for us; nothing else owns it.
-                let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-                first.get_or_insert(owned);
-            }
-        }
-    }
-    Ok(first)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

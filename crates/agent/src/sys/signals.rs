@@ -1,12 +1,12 @@
 //! Signal dispositions on the way to execve(2).
 
-/// Sets every signal to its default action and unblocks all, as a new program expects
-/// (the Rust runtime ignores SIGPIPE, and ignored signals survive execve).
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+
+/// What a new program expects: the default action for every signal, and none blocked. Handlers are gone since the
+/// clone and would not survive execve(2); what is ignored would, and that is the one signal the Rust runtime ignores.
 pub(crate) fn reset() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no code; numbers that cannot be set only make the call fail.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
+    // SAFETY: the default action installs no code.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     // An empty mask cannot be refused.
-    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+    let _ = SigSet::empty().thread_set_mask();
 }

@@ -221,6 +221,7 @@ impl Machine {
         let container = GuestContainer {
             id: container(id),
             spec: serde_json::to_vec(spec).unwrap(),
+            bundle: "/the/bundle".to_owned(),
             rootfs: ROOTFS.to_owned(),
             storages: Vec::new(),
             stdio,

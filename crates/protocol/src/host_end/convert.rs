@@ -66,6 +66,7 @@ pub(super) fn create(request_id: String, container: GuestContainer) -> agent::Cr
         container: container.id.into(),
         spec: container.spec,
         rootfs: container.rootfs,
+        bundle: container.bundle,
         storages: storages(container.storages),
         stdio: stdio(container.stdio),
         no_pivot: container.no_pivot,

@@ -76,6 +76,7 @@ impl World {
                 path: None,
                 source: e.into(),
             })?,
+            bundle: plan.bundle.display().to_string(),
             storages: shares.storages(),
             rootfs: shares.rootfs,
             stdio: init.stdio,

@@ -228,10 +228,15 @@ fn of_the_sandbox(source: &Path) -> String {
     name("volume", &hash, source)
 }
 
-/// What the guest's own spec differs in beside the mounts (C-07, C-08, C-20): hooks ran on the host, the cgroup
-/// is the guest's own, the network is the VM's.
+/// What the guest's own spec differs in beside the mounts (C-07, C-08, C-20, K-06): hooks run on the host but for those
+/// in the container right before its program, the cgroup is the guest's own, the network is the VM's.
 fn for_the_guest(spec: &mut oci::Spec, container: &ContainerPlan) {
-    spec.set_hooks(None);
+    let inside = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(inside.filter(|list| !list.is_empty()).map(|list| {
+        let mut hooks = oci::Hooks::default();
+        hooks.set_start_container(Some(list));
+        hooks
+    }));
     if container.resources != oci::LinuxResources::default() {
         let mut linux = spec.linux().clone().unwrap_or_default();
         linux.set_resources(Some(container.resources.clone()));

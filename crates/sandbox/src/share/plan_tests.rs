@@ -261,6 +261,26 @@ fn c07_the_vanilla_spec_stays() {
     assert!(plan.spec.linux().as_ref().unwrap().cgroups_path().is_none());
 }
 
+/// K-06: of the hooks only those that run in the container reach the guest.
+#[test]
+fn k06_start_container_hooks_reach_the_guest() {
+    let mut container = container(Vec::new());
+    let hook = |path: &str| {
+        let mut hook = oci::Hook::default();
+        hook.set_path(path.into());
+        vec![hook]
+    };
+    let mut hooks = oci::Hooks::default();
+    hooks
+        .set_start_container(Some(hook("/inside")))
+        .set_poststop(Some(hook("/host")));
+    container.spec.set_hooks(Some(hooks));
+    let plan = plan(&container, &sandbox(), || "1".into(), kind_by_name).unwrap();
+    let sent = plan.spec.hooks().as_ref().unwrap();
+    assert_eq!(sent.start_container(), &Some(hook("/inside")));
+    assert!(sent.poststop().is_none());
+}
+
 /// C-08: what annotations added to the resources is in the guest's spec, which had no such section.
 #[test]
 fn c08_swappiness_and_swap_reach_the_guests_spec() {
