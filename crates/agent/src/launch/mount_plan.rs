@@ -63,7 +63,7 @@ pub(super) struct MountPlan {
     pub(super) source: Source,
     /// Where, in the container.
     pub(super) target: PathBuf,
-    /// On the mount itself; a new file system has it in its flags already.
+    /// On the mount itself. A new file system has it in its flags already.
     pub(super) change: Change,
     /// On all mounts below it too.
     pub(super) change_all: Change,
@@ -245,9 +245,9 @@ impl MountPlan {
             };
             return Ok(plan);
         }
-        plan.change = Change::default();
         if kind == "tmpfs" && flags.contains(MsFlags::MS_RDONLY) {
             flags.remove(MsFlags::MS_RDONLY);
+            plan.change.set &= !attribute::READ_ONLY;
             plan.seal = true;
         }
         // The guest has only the second version, whatever the host has.

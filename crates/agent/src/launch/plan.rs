@@ -124,6 +124,8 @@ pub(crate) struct Plan {
     pub(super) domain: Option<String>,
     /// Files below /proc/sys and what is written to them.
     pub(super) sysctls: Vec<(PathBuf, String)>,
+    /// Its cgroup as the guest names it, if that is all it sees of cgroups.
+    pub(super) cgroup: Option<PathBuf>,
     /// The directory that becomes its root.
     pub(super) root: PathBuf,
     /// That is read-only.
@@ -208,10 +210,15 @@ impl Plan {
         let own_devices = !mounts.iter().any(|mount| {
             mount.target == Path::new("/dev") && matches!(mount.source, Source::Bind { .. })
         });
+        let namespaces = namespaces(linux);
         let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
         Ok(Self {
             attributes: Attributes::of(process, confinement(linux)?),
-            namespaces: namespaces(linux),
+            cgroup: linux
+                .cgroups_path()
+                .clone()
+                .filter(|_| namespaces.late & flag(libc::CLONE_NEWCGROUP) != 0),
+            namespaces,
             users: blueprint.users.clone(),
             clocks: clocks(linux),
             keyring: (!blueprint.no_new_keyring).then(|| format!("_ses.{}", blueprint.id)),

@@ -115,7 +115,7 @@ impl Root {
     /// Mounts and devices.
     pub(super) fn furnish(&self, plan: &Plan) -> Result<(), RootError> {
         for one in &plan.mounts {
-            self.mount(one)?;
+            self.mount(plan, one)?;
         }
         let bound = plan.foreign() & super::plan::flag(libc::CLONE_NEWUSER) != 0;
         if plan.own_devices {
@@ -164,7 +164,15 @@ impl Root {
         mounts::attach(tree.as_fd(), onto.as_fd())
     }
 
-    fn mount(&self, plan: &MountPlan) -> Result<(), RootError> {
+    fn bind_cgroup(&self, cgroup: &Path, plan: &MountPlan, onto: &OwnedFd) -> io::Result<()> {
+        let inside = cgroup.strip_prefix("/").unwrap_or(cgroup);
+        let from = self.open_guest(&Path::new(crate::cgroup::MOUNT).join(inside))?;
+        let tree = mounts::copy(from.as_fd(), false)?;
+        adjust(&tree, plan)?;
+        mounts::attach(tree.as_fd(), onto.as_fd())
+    }
+
+    fn mount(&self, container: &Plan, plan: &MountPlan) -> Result<(), RootError> {
         let target = plan.target.as_path();
         match &plan.source {
             Source::Bind { path, recursive } => {
@@ -212,7 +220,12 @@ impl Root {
                     MsFlags::from_bits_retain(*flags),
                     Some(data.as_str()),
                 )
-                .map_err(|errno| refused(errno.into()))?;
+                .or_else(|errno| match (errno, &container.cgroup) {
+                    // The guest's is there already, with the /sys that a user namespace is given.
+                    (Errno::EBUSY, Some(cgroup)) if kind == "cgroup2" => self.bind_cgroup(cgroup, plan, &onto),
+                    (errno, _) => Err(errno.into()),
+                })
+                .map_err(refused)?;
                 if let Some(image) = image {
                     image
                         .and_then(|image| copy_up::put(&image, target))

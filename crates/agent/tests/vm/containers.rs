@@ -4,7 +4,7 @@ use crate::machine::{Machine, container, key, process, spec};
 use bulkhead_model::{ExitStatus, FailureKind};
 use bulkhead_protocol::{Guest, GuestError, GuestStdio};
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 
 fn kind(result: Result<i32, GuestError>) -> (FailureKind, String) {
     match result {
@@ -228,9 +228,17 @@ async fn c17_signals_freezing_and_the_list_of_processes() {
     let machine = Machine::boot().await;
     let guest = &machine.guest;
     let trap = "trap 'echo term; exit 3' TERM; sleep 1000 & echo ready; wait";
-    let (stdio, output) = machine.collect();
+    let stdio = GuestStdio {
+        stdout: machine.stream(),
+        ..GuestStdio::default()
+    };
+    let (output, writer) = std::io::pipe().unwrap();
+    guest.connect_output(stdio.stdout, writer.into()).unwrap();
     machine.ok(machine.create("c1", &spec(&["sh", "-c", trap]), stdio).await);
     machine.ok(guest.start_container(&container("c1")).await);
+    let mut lines = std::io::BufReader::new(output).lines();
+    // From here on the shell handles the signal.
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
     let second = key("c1", Some("e1"));
     let mut sleeping = process(&["sleep", "77"]);
     sleeping["user"] = json!({"uid": 1000, "gid": 1000});
@@ -267,7 +275,7 @@ async fn c17_signals_freezing_and_the_list_of_processes() {
     assert_eq!(exit.status, ExitStatus::Code(3));
     machine.ok(guest.remove_container(&container("c1")).await);
     machine.ok(guest.remove_container(&container("c1")).await);
-    assert!(output.stdout.join().unwrap().contains("term"));
+    assert_eq!(lines.next().unwrap().unwrap(), "term");
 
     machine.sleeper("c2").await;
     machine.ok(guest.signal(&key("c2", None), 9, true).await);
