@@ -72,6 +72,20 @@ pub(crate) enum TaskError {
         /// All there are.
         known: String,
     },
+    /// apt has no kernel source.
+    #[error("apt knows no package {0}, the source of the lean kernel")]
+    NoKernelSource(&'static str),
+    /// Options of the fragment that this kernel does not have any more, or that depend on others.
+    #[error("guest/kernel.config: these lines have no effect: {0}")]
+    KernelOptions(String),
+    /// A second build gave other bytes.
+    #[error("the kernel is not reproducible: sha256 {made}, before {former}")]
+    KernelDiffers {
+        /// Digest of the first.
+        former: String,
+        /// Digest of the second.
+        made: String,
+    },
     /// Tests failed.
     #[error("{0} tests failed")]
     Tests(u64),

@@ -16,6 +16,7 @@ mod demo;
 mod error;
 mod floors;
 mod fuzz;
+mod kernel;
 mod lint;
 mod rules;
 mod setup;
@@ -46,6 +47,8 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Build the lean guest kernel; takes a quarter of an hour, once
+    Kernel(kernel::KernelArguments),
     /// Run a busybox bundle in a VM and show what happened
     Demo,
     /// Run every test, unit and real-VM
@@ -86,6 +89,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
             };
             build::all(&workspace, profile).map(drop)
         }
+        Task::Kernel(arguments) => kernel::run(&workspace, arguments),
         Task::Demo => demo::run(&workspace),
         Task::Test(arguments) => tests::run(&workspace, arguments),
         Task::Lint => {

@@ -30,7 +30,12 @@ pub(crate) fn run() -> Result<(), TaskError> {
             found: format!("{} {}", std::env::consts::ARCH, std::env::consts::OS),
         });
     }
-    let missing = missing()?;
+    install_missing(PACKAGES)
+}
+
+/// Installs those of `packages` that are missing; each comes with what it is for.
+pub(crate) fn install_missing(packages: &[(&'static str, &str)]) -> Result<(), TaskError> {
+    let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -38,7 +43,7 @@ pub(crate) fn run() -> Result<(), TaskError> {
         return Err(TaskError::NeedsRootToInstall(missing.join(" ")));
     }
     for name in &missing {
-        let why = PACKAGES
+        let why = packages
             .iter()
             .find(|(n, _)| n == name)
             .map_or("", |(_, why)| why);
@@ -46,15 +51,20 @@ pub(crate) fn run() -> Result<(), TaskError> {
     }
     // A machine that has run apt before has lists that usually will do.
     if install(&missing).is_err() {
-        apt("update").run()?;
+        update_lists()?;
         install(&missing)?;
     }
     Ok(())
 }
 
-fn missing() -> Result<Vec<&'static str>, TaskError> {
+/// Fetches the package lists anew.
+pub(crate) fn update_lists() -> Result<(), TaskError> {
+    apt("update").run()
+}
+
+fn missing(packages: &[(&'static str, &str)]) -> Result<Vec<&'static str>, TaskError> {
     let mut missing = Vec::new();
-    for (name, _) in PACKAGES {
+    for (name, _) in packages {
         let query = Tool::new("dpkg-query")
             .args(["-W", "-f=${Status}", name])
             .deadline(Duration::from_secs(60))

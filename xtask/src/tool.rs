@@ -71,6 +71,12 @@ impl Tool {
             .fold(self, |tool, argument| tool.arg(argument))
     }
 
+    /// Runs it there.
+    pub(crate) fn directory(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
     /// Sets an environment variable.
     pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);

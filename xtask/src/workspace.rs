@@ -36,6 +36,11 @@ impl Workspace {
         }
     }
 
+    /// The lean kernel, if it was built.
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.target().join("kernel")
+    }
+
     /// The guest that demo, tests and bench boot.
     pub(crate) fn guest(&self) -> PathBuf {
         self.target().join("guest-assets")
