@@ -87,14 +87,28 @@ fn agent(workspace: &Workspace) -> Result<(), TaskError> {
         .run()
 }
 
+/// Set to run tests, demo and bench on the distribution's kernel though the lean one was built.
+const DISTRIBUTION: &str = "BULKHEAD_DISTRIBUTION_KERNEL";
+
 fn guest(workspace: &Workspace, bulkhead: &Path, agent: &Path) -> Result<(), TaskError> {
     let out = workspace.guest();
-    Tool::new(bulkhead)
+    let tool = Tool::new(bulkhead)
         .args(["guest", "build", "--out"])
         .arg(&out)
         .arg("--agent")
-        .arg(agent)
-        .run()?;
+        .arg(agent);
+    let lean = workspace.kernel();
+    let tool = if std::env::var_os(DISTRIBUTION).is_some() {
+        tool.arg("--distribution")
+    } else if lean.join("kernel.json").is_file() {
+        tool.arg("--kernel")
+            .arg(lean.join("vmlinux"))
+            .arg("--modules")
+            .arg(lean.join("modules"))
+    } else {
+        tool
+    };
+    tool.run()?;
     let config = workspace.config();
     let text = format!(
         "# Made by `cargo xtask build`: the guest of this checkout.\n[hypervisor]\nkernel = {:?}\ninitrd = {:?}\n",

@@ -115,7 +115,12 @@ fn candidate(policy: &str) -> Option<String> {
 
 fn unpack(work: &Path, key: &Value) -> Result<PathBuf, TaskError> {
     let wanted = format!("{SOURCE}={}", key["source"].as_str().unwrap_or_default());
-    let fetch = || Tool::new("apt-get").args(["download", &wanted]).directory(work).run();
+    let fetch = || {
+        Tool::new("apt-get")
+            .args(["download", &wanted])
+            .directory(work)
+            .run()
+    };
     if fetch().is_err() {
         setup::update_lists()?;
         fetch()?;
@@ -159,7 +164,9 @@ fn lost(fragment: &str, config: &str) -> Vec<String> {
         .filter(|line| match line.strip_prefix("# CONFIG_") {
             Some(rest) => {
                 let name = rest.split_whitespace().next().unwrap_or(rest);
-                config.lines().any(|set| set.starts_with(&format!("CONFIG_{name}=")))
+                config
+                    .lines()
+                    .any(|set| set.starts_with(&format!("CONFIG_{name}=")))
             }
             None => line.starts_with("CONFIG_") && !config.lines().any(|set| set == *line),
         })
@@ -169,11 +176,18 @@ fn lost(fragment: &str, config: &str) -> Vec<String> {
 
 /// Puts the results in place, the record last.
 fn collect(tree: &Path, out: &Path, key: Value) -> Result<Value, TaskError> {
-    let release = Tool::new("make").args(["-s", "kernelrelease"]).directory(tree).output()?;
+    let release = Tool::new("make")
+        .args(["-s", "kernelrelease"])
+        .directory(tree)
+        .output()?;
     let modules = out.join("modules");
     fs::create_dir_all(modules.join("kernel")).map_err(|e| TaskError::io(&modules, e))?;
     let vmlinux = out.join("vmlinux");
-    Tool::new("strip").arg("-o").arg(&vmlinux).arg(tree.join("vmlinux")).run()?;
+    Tool::new("strip")
+        .arg("-o")
+        .arg(&vmlinux)
+        .arg(tree.join("vmlinux"))
+        .run()?;
     for (from, to) in [
         ("System.map", "System.map"),
         (".config", "config"),
@@ -185,7 +199,9 @@ fn collect(tree: &Path, out: &Path, key: Value) -> Result<Value, TaskError> {
     // There are none; a tree without the list is not taken for one.
     let order = modules.join("modules.order");
     fs::write(&order, "").map_err(|e| TaskError::io(&order, e))?;
-    let bytes = fs::metadata(&vmlinux).map_err(|e| TaskError::io(&vmlinux, e))?.len();
+    let bytes = fs::metadata(&vmlinux)
+        .map_err(|e| TaskError::io(&vmlinux, e))?
+        .len();
     let made = json!({
         "key": key, "release": release.trim(), "sha256": digest(&vmlinux)?, "bytes": bytes,
     });
@@ -216,7 +232,10 @@ mod options {
     fn what_did_not_survive_is_named() {
         let fragment = "# words\nCONFIG_A=y\nCONFIG_B=\"x\"\n# CONFIG_C is not set\n# CONFIG_D is not set\n";
         let config = "CONFIG_A=y\nCONFIG_B=\"y\"\nCONFIG_C=y\n# CONFIG_D is not set\nCONFIG_AB=y\n";
-        assert_eq!(lost(fragment, config), ["CONFIG_B=\"x\"", "# CONFIG_C is not set"]);
+        assert_eq!(
+            lost(fragment, config),
+            ["CONFIG_B=\"x\"", "# CONFIG_C is not set"]
+        );
         assert!(lost("CONFIG_A=y\n# CONFIG_E is not set\n", config).is_empty());
     }
 

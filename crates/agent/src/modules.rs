@@ -92,6 +92,9 @@ impl Modules {
         if Path::new("/sys/module").join(&name).exists() {
             return Ok(());
         }
+        if self.built_in(&name) {
+            return Ok(());
+        }
         let mut order = Vec::new();
         self.collect(&name, &mut order)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +111,13 @@ impl Modules {
             loaded.push(one);
         }
         Ok(())
+    }
+
+    /// Whether the kernel lists it among what is part of it; not every such module is in /sys.
+    fn built_in(&self, name: &str) -> bool {
+        !self.index().contains_key(name)
+            && fs::read_to_string(self.directory.join("modules.builtin"))
+                .is_ok_and(|list| list.lines().any(|line| name_of(line) == name))
     }
 
     /// Loads `name` if it is there: for what may as well be built in.
@@ -172,6 +182,21 @@ mod tests {
         assert_eq!(order, ["a_x", "b", "c"]);
         assert!(matches!(
             modules.collect("d", &mut order),
+            Err(ModuleError::Missing { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_built_in_need_not_be_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("modules.builtin"), "no_such_dm_verity\n").unwrap();
+        let modules = Modules {
+            directory: directory.path().to_owned(),
+            ..Modules::default()
+        };
+        modules.load("no-such-dm-verity").unwrap();
+        assert!(matches!(
+            modules.load("no-such-tun"),
             Err(ModuleError::Missing { .. })
         ));
     }

@@ -229,10 +229,7 @@ mod tests {
         let directory = resolve(&["/tmp"], &[]).unwrap_err();
         assert_eq!(directory.to_string(), "exec: \"/tmp\": is a directory");
         assert_eq!(directory.kind(), FailureKind::ProgramNotExecutable);
-        assert_eq!(
-            resolve(&[], &[]).unwrap_err(),
-            ProgramError::Empty
-        );
+        assert_eq!(resolve(&[], &[]).unwrap_err(), ProgramError::Empty);
         let nul = resolve(&["/bin/sh", "a\0b"], &[]).unwrap_err();
         assert!(matches!(nul, ProgramError::Nul { what: "args", .. }));
     }

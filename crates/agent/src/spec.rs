@@ -102,7 +102,10 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
     root.set_path(facts.rootfs.clone());
     spec.set_root(Some(root));
     // The others ran on the host.
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.start_container().clone());
     spec.set_hooks(hooks.map(|list| {
         let mut hooks = Hooks::default();
         hooks.set_start_container(Some(list));
@@ -358,7 +361,12 @@ mod tests {
         });
         let all = rewrite(spec(linux, json!([])), &facts()).unwrap();
         let hooks = all.spec.hooks().as_ref().unwrap();
-        assert!(hooks.start_container().as_ref().is_some_and(|list| list.len() == 1));
+        assert!(
+            hooks
+                .start_container()
+                .as_ref()
+                .is_some_and(|list| list.len() == 1)
+        );
         assert!(hooks.poststop().is_none());
         assert_eq!(
             kinds(&all),

@@ -10,9 +10,11 @@
 use super::filter::Filter;
 use super::privileges::Privileges;
 use crate::program::{Program, ProgramError};
-use crate::sys::limits::{self, Scheduling};
 use crate::sys::capabilities;
-use bulkhead_model::oci::{IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process};
+use crate::sys::limits::{self, Scheduling};
+use bulkhead_model::oci::{
+    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process,
+};
 use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
@@ -116,7 +118,11 @@ impl Attributes {
                     hard: limit.hard(),
                 })
                 .collect(),
-            privileges: process.capabilities().as_ref().map(Privileges::of).unwrap_or_default(),
+            privileges: process
+                .capabilities()
+                .as_ref()
+                .map(Privileges::of)
+                .unwrap_or_default(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj: process.oom_score_adj(),
             scheduling: process.scheduler().as_ref().map(|given| Scheduling {

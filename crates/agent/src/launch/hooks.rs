@@ -102,11 +102,7 @@ fn one(index: usize, hook: &HookPlan, state: &str) -> Result<(), HookError> {
         // Not reaped yet: the pid is the hook's.
         let _ = child.kill();
         let _ = child.wait();
-        return Err(HookError::Late {
-            index,
-            path,
-            seconds,
-        });
+        return Err(HookError::Late { index, path, seconds });
     }
     let status = child.wait().map_err(refused)?;
     if status.success() {
@@ -166,11 +162,17 @@ mod tests {
 
     #[test]
     fn k06_a_hook_gets_state_and_environment_and_its_failure_is_told() {
-        let good = hook("read line; [ \"$line\" = state ] && [ $WORD = given ] && [ -z \"$HOME\" ]", None);
+        let good = hook(
+            "read line; [ \"$line\" = state ] && [ $WORD = given ] && [ -z \"$HOME\" ]",
+            None,
+        );
         run(std::slice::from_ref(&good), "state\n").unwrap();
         let error = run(&[good, hook("echo why >&2; exit 3", None)], "state\n").unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("startContainer[1] /bin/sh: exit status: 3, output: why"), "{text}");
+        assert!(
+            text.contains("startContainer[1] /bin/sh: exit status: 3, output: why"),
+            "{text}"
+        );
         let mut missing = hook("", None);
         missing.path = "/no/such".into();
         assert!(matches!(run(&[missing], ""), Err(HookError::Start { .. })));

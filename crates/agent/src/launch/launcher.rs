@@ -101,7 +101,8 @@ impl Waiting {
     /// # Errors
     /// The [`Refusal`] of a hook; the process has ended then.
     pub(crate) fn go(self, hooks: Option<Duration>) -> Result<(), Refusal> {
-        let gone = |error: &dyn std::error::Error| Refusal::internal("starting the container's process", error);
+        let gone =
+            |error: &dyn std::error::Error| Refusal::internal("starting the container's process", error);
         let mut socket = File::from(self.0.try_clone().map_err(|error| gone(&error))?);
         socket.write_all(b"g").map_err(|error| gone(&error))?;
         let Some(limit) = hooks else { return Ok(()) };

@@ -41,17 +41,17 @@ pub(super) struct Change {
 }
 
 impl Change {
-    fn apply(&mut self, bits: u64, on: bool) {
+    /// `lift`: what is switched off is taken from a source that has it.
+    fn apply(&mut self, bits: u64, on: bool, lift: bool) {
         // Access time is one value in several bits: it is always cleared first.
-        let mask = if bits & attribute::ATIME != 0 {
-            bits | attribute::ATIME
-        } else {
-            bits
-        };
-        self.clear |= mask;
+        let time = bits & attribute::ATIME != 0;
+        let mask = if time { bits | attribute::ATIME } else { bits };
         self.set &= !mask;
         if on {
             self.set |= bits;
+        }
+        if lift || time {
+            self.clear |= mask;
         }
     }
 }
@@ -167,8 +167,8 @@ fn effect(option: &str) -> Option<Effect> {
         "tmpcopyup" => CopyUp,
         "idmap" | "ridmap" => Mapped,
         // relatime is the kernel's default, the rest names what an engine would do by itself.
-        "defaults" | "relatime" | "norelatime" | "rrelatime" | "rnorelatime" | "remount" | "acl" | "noacl"
-        | "nofail" => Nothing,
+        "defaults" | "relatime" | "norelatime" | "rrelatime" | "rnorelatime" | "remount" | "acl"
+        | "noacl" | "nofail" => Nothing,
         _ => return None,
     })
 }
@@ -214,10 +214,11 @@ impl MountPlan {
         for option in mount.options().iter().flatten() {
             match effect(option) {
                 Some(Effect::Attribute(bits, flag, on)) => {
-                    plan.change.apply(bits, on);
+                    // A volume that came read-only to the guest stays so, whatever the bundle says about its copy.
+                    plan.change.apply(bits, on, false);
                     flags.set(flag, on);
                 }
-                Some(Effect::Recursive(bits, on)) => plan.change_all.apply(bits, on),
+                Some(Effect::Recursive(bits, on)) => plan.change_all.apply(bits, on, true),
                 Some(Effect::Flag(flag, on)) => flags.set(flag, on),
                 Some(Effect::Propagation(flag, all)) => {
                     // Everything of the guest is private, and so are its copies.
@@ -251,7 +252,11 @@ impl MountPlan {
             plan.seal = true;
         }
         // The guest has only the second version, whatever the host has.
-        let kind = if kind == "cgroup" { "cgroup2".to_owned() } else { kind };
+        let kind = if kind == "cgroup" {
+            "cgroup2".to_owned()
+        } else {
+            kind
+        };
         if kind == "cgroup2" {
             data.clear();
         }
@@ -294,10 +299,9 @@ mod tests {
             }
         );
         assert!(tmpfs.seal, "its devices are made first");
-        let cgroup = plan(
-            json!({"destination": "sys/fs/cgroup", "type": "cgroup", "options": ["ro", "nsdelegate"]}),
-        )
-        .unwrap();
+        let cgroup =
+            plan(json!({"destination": "sys/fs/cgroup", "type": "cgroup", "options": ["ro", "nsdelegate"]}))
+                .unwrap();
         assert_eq!(cgroup.target, PathBuf::from("/sys/fs/cgroup"));
         assert!(
             matches!(&cgroup.source, Source::New { kind, data, .. } if kind == "cgroup2" && data.is_empty())
@@ -306,8 +310,10 @@ mod tests {
 
     #[test]
     fn a_bind_changes_what_is_named_and_nothing_else() {
-        let bind = plan(json!({"destination": "/d", "type": "bind", "source": "/run/bulkhead/s",
-            "options": ["rbind", "rprivate", "ro", "noatime", "dev", "rnosuid"]}))
+        let bind = plan(
+            json!({"destination": "/d", "type": "bind", "source": "/run/bulkhead/s",
+            "options": ["rbind", "rprivate", "ro", "noatime", "dev", "rnosuid"]}),
+        )
         .unwrap();
         assert_eq!(
             bind.source,
@@ -317,10 +323,7 @@ mod tests {
             }
         );
         assert_eq!(bind.change.set, attribute::READ_ONLY | attribute::NO_ATIME);
-        assert_eq!(
-            bind.change.clear,
-            attribute::READ_ONLY | attribute::ATIME | attribute::NO_DEV
-        );
+        assert_eq!(bind.change.clear, attribute::ATIME);
         assert_eq!(bind.change_all.set, attribute::NO_SUID);
         assert_eq!(bind.propagation, 0);
         let shared = plan(json!({"destination": "/d", "type": "none", "source": "/run/bulkhead/s", "options": ["bind", "rshared"]})).unwrap();
@@ -334,25 +337,19 @@ mod tests {
             json!({"destination": "/d", "type": "bind", "source": "/run/bulkhead/s", "options": ["ro", "rw"]}),
         )
         .unwrap();
-        assert_eq!(
-            bind.change,
-            Change {
-                set: 0,
-                clear: attribute::READ_ONLY
-            }
-        );
+        assert_eq!(bind.change, Change::default());
     }
 
     #[test]
     fn ids_are_not_translated() {
-        let mapped = plan(json!({"destination": "/d", "type": "bind", "source": "/run/bulkhead/s", "options": ["bind", "idmap"]}));
-        assert_eq!(
-            mapped,
-            Err(MountPlanError::Mapped {
-                target: "/d".into()
-            })
+        let mapped = plan(
+            json!({"destination": "/d", "type": "bind", "source": "/run/bulkhead/s", "options": ["bind", "idmap"]}),
         );
-        assert_eq!(propagation("rslave"), Some((MsFlags::MS_SLAVE | MsFlags::MS_REC).bits()));
+        assert_eq!(mapped, Err(MountPlanError::Mapped { target: "/d".into() }));
+        assert_eq!(
+            propagation("rslave"),
+            Some((MsFlags::MS_SLAVE | MsFlags::MS_REC).bits())
+        );
         assert_eq!(propagation("ro"), None);
     }
 }

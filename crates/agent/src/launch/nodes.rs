@@ -86,12 +86,7 @@ pub(super) fn make(root: &Root, device: &DevicePlan, bound: bool) -> Result<(), 
 fn node(device: &DevicePlan) -> nix::Result<()> {
     let kind = SFlag::from_bits_truncate(device.kind);
     let number = makedev(u64::from(device.number.0), u64::from(device.number.1));
-    match mknod(
-        &device.path,
-        kind,
-        Mode::from_bits_truncate(device.mode),
-        number,
-    ) {
+    match mknod(&device.path, kind, Mode::from_bits_truncate(device.mode), number) {
         Err(Errno::EEXIST) => return Ok(()),
         other => other?,
     }
@@ -106,17 +101,17 @@ fn bind(root: &Root, device: &DevicePlan) -> io::Result<()> {
     let (major, minor) = device.number;
     let same = stat(device.path.strip_prefix("/").unwrap_or(&device.path))
         .is_ok_and(|found| found.st_rdev == makedev(u64::from(major), u64::from(minor)));
-    let source = if same {
-        device.path.clone()
-    } else {
-        named(device)?
-    };
+    let source = if same { device.path.clone() } else { named(device)? };
     root.bind(&root.open_guest(&source)?, &device.path)
 }
 
 /// The guest's name for it: the working directory is the guest's root.
 fn named(device: &DevicePlan) -> io::Result<PathBuf> {
-    let class = if device.kind == libc::S_IFBLK { "block" } else { "char" };
+    let class = if device.kind == libc::S_IFBLK {
+        "block"
+    } else {
+        "char"
+    };
     let (major, minor) = device.number;
     let text = fs::read_to_string(format!("sys/dev/{class}/{major}:{minor}/uevent"))?;
     text.lines()

@@ -207,9 +207,9 @@ impl Plan {
             .flatten()
             .map(MountPlan::of)
             .collect::<Result<Vec<_>, _>>()?;
-        let own_devices = !mounts.iter().any(|mount| {
-            mount.target == Path::new("/dev") && matches!(mount.source, Source::Bind { .. })
-        });
+        let own_devices = !mounts
+            .iter()
+            .any(|mount| mount.target == Path::new("/dev") && matches!(mount.source, Source::Bind { .. }));
         let namespaces = namespaces(linux);
         let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
         Ok(Self {
@@ -337,7 +337,11 @@ fn sysctls(linux: &Linux) -> Result<Vec<(PathBuf, String)>, PlanError> {
 }
 
 fn root_propagation(linux: &Linux) -> Result<u64, PlanError> {
-    match linux.rootfs_propagation().as_deref().filter(|word| !word.is_empty()) {
+    match linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|word| !word.is_empty())
+    {
         None => Ok(0),
         Some(word) => mount_plan::propagation(word).ok_or_else(|| PlanError::Word {
             key: "linux.rootfsPropagation",

@@ -209,7 +209,11 @@ impl Root {
                         errno => refused(errno.into()),
                     })?;
                 }
-                let image = if plan.copy_up { Some(copy_up::take(target)) } else { None };
+                let image = if plan.copy_up {
+                    Some(copy_up::take(target))
+                } else {
+                    None
+                };
                 let data = data_for(kind, data, &onto).map_err(refused)?;
                 // Relative: the guest's /proc, in which this process is visible whatever its own pid namespace.
                 let by_descriptor = format!("proc/self/fd/{}", onto.as_raw_fd());
@@ -222,7 +226,9 @@ impl Root {
                 )
                 .or_else(|errno| match (errno, &container.cgroup) {
                     // The guest's is there already, with the /sys that a user namespace is given.
-                    (Errno::EBUSY, Some(cgroup)) if kind == "cgroup2" => self.bind_cgroup(cgroup, plan, &onto),
+                    (Errno::EBUSY, Some(cgroup)) if kind == "cgroup2" => {
+                        self.bind_cgroup(cgroup, plan, &onto)
+                    }
                     (errno, _) => Err(errno.into()),
                 })
                 .map_err(refused)?;

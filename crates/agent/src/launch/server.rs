@@ -45,7 +45,10 @@ pub(super) fn serve(orders: &UnixStream) -> io::Result<()> {
             }
         };
         let Some(cgroup) = descriptors.next() else {
-            voice.refused(Refusal::internal("order", &io::Error::other("it came without a cgroup")));
+            voice.refused(Refusal::internal(
+                "order",
+                &io::Error::other("it came without a cgroup"),
+            ));
             continue;
         };
         let descriptors = Descriptors {
@@ -145,16 +148,16 @@ fn run(order: &super::order::ExecOrder, descriptors: Descriptors, own: &File) {
     if joins && enter(target.as_fd()).is_err() {
         return voice.refused(gone());
     }
-    let made = fork::sibling(0, cgroup.as_fd()).or_else(|error| match Errno::from_raw(
-        error.raw_os_error().unwrap_or(0),
-    ) {
-        // A container that manages cgroups itself may have moved its processes out of the top group, which then
-        // takes none: then beside its first process.
-        Errno::EBUSY | Errno::EOPNOTSUPP => {
-            let beside = cgroup_of(order.target)?;
-            fork::sibling(0, beside.as_fd())
+    let made = fork::sibling(0, cgroup.as_fd()).or_else(|error| {
+        match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            // A container that manages cgroups itself may have moved its processes out of the top group, which then
+            // takes none: then beside its first process.
+            Errno::EBUSY | Errno::EOPNOTSUPP => {
+                let beside = cgroup_of(order.target)?;
+                fork::sibling(0, beside.as_fd())
+            }
+            _ => Err(error),
         }
-        _ => Err(error),
     });
     if joins && !matches!(made, Ok(Side::Child)) {
         leave(own);

@@ -62,9 +62,7 @@ pub(crate) struct Scheduling {
 /// The kernel's.
 pub(crate) fn set_scheduling(attributes: &Scheduling) -> io::Result<()> {
     // SAFETY: the kernel reads `size` bytes of a structure that outlives the call.
-    outcome(unsafe {
-        libc::syscall(libc::SYS_sched_setattr, 0, std::ptr::from_ref(attributes), 0)
-    })
+    outcome(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, std::ptr::from_ref(attributes), 0) })
 }
 
 /// Sets the execution domain (`PER_*`) of the caller.

@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 /// Modules as a cpio archive of their own, so that a new agent needs no new kernel.
 const MODULE_ARCHIVE: &str = "modules.cpio";
 
+/// Changes when what is packed beside the modules does.
+const ARCHIVE_FORM: u32 = 2;
+
 /// Where kernel and modules come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KernelSource {
@@ -151,7 +154,7 @@ fn kernel_key(order: &Order) -> Result<(String, Found), GuestError> {
             )
         }
     };
-    let list = format!("{WANTED:?} {:?}", order.modules);
+    let list = format!("{ARCHIVE_FORM} {WANTED:?} {:?}", order.modules);
     Ok((format!("{name} {}", Asset::of(list.as_bytes()).sha256), found))
 }
 
@@ -162,7 +165,7 @@ fn digest(path: &Path) -> Result<String, GuestError> {
 fn reuse(out: &Path, manifest: Manifest) -> Option<KernelPart> {
     let module_archive = std::fs::read(out.join(MODULE_ARCHIVE)).ok()?;
     // An empty archive beside a list of modules is a file cut short.
-    (module_archive.is_empty() == manifest.modules.is_empty()).then_some(KernelPart {
+    (!module_archive.is_empty() || manifest.modules.is_empty()).then_some(KernelPart {
         manifest,
         module_archive,
         vmlinux: None,
@@ -194,12 +197,15 @@ fn make_kernel(order: &Order, found: &Found, key: &str) -> Result<KernelPart, Gu
     };
     let parsed =
         Kernel::parse(read(&kernel)?).map_err(|source| GuestError::Kernel { path: kernel, source })?;
-    let selection = match &modules {
-        Some(tree) => ModuleTree::open(tree)?.select(&order.modules)?,
-        None if order.modules.is_empty() => Selection::default(),
+    let (selection, built_in) = match &modules {
+        Some(tree) => {
+            let tree = ModuleTree::open(tree)?;
+            (tree.select(&order.modules)?, tree.built_in())
+        }
+        None if order.modules.is_empty() => (Selection::default(), String::new()),
         None => return Err(GuestError::ModulesWithoutTree(order.modules.join(" "))),
     };
-    let module_archive = module_archive(&parsed.release, &selection.modules);
+    let module_archive = module_archive(&parsed.release, &selection.modules, &built_in);
     let empty = Asset::of(&[]);
     let mut manifest = Manifest::new(
         parsed.release,
@@ -348,6 +354,31 @@ mod tests {
             ..order
         };
         assert!(build(&without).unwrap_err().to_string().contains("tun"));
+    }
+
+    #[test]
+    fn a_kernel_without_modules_brings_the_list_of_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut order = order(dir.path());
+        let tree = dir.path().join("lean");
+        std::fs::create_dir_all(tree.join("kernel")).unwrap();
+        std::fs::write(tree.join("modules.builtin"), "kernel/fs/overlayfs/overlay.ko\n").unwrap();
+        if let KernelSource::Files { modules, .. } = &mut order.source {
+            *modules = Some(tree);
+        }
+        let built = build(&order).unwrap();
+        assert_eq!(built.manifest.built_in, ["overlay"]);
+        assert!(built.manifest.modules.is_empty());
+        let initrd = std::fs::read(order.out.join("initrd")).unwrap();
+        let list = b"lib/modules/6.12.1-test/modules.builtin";
+        assert!(memchr::memmem::find(&initrd, list).is_some());
+        std::fs::write(&order.agent, b"agent two").unwrap();
+        build(&order).unwrap();
+        let initrd = std::fs::read(order.out.join("initrd")).unwrap();
+        assert!(
+            memchr::memmem::find(&initrd, list).is_some(),
+            "kept with a new agent"
+        );
     }
 
     #[test]

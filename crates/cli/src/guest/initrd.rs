@@ -25,14 +25,18 @@ pub(super) fn agent_archive(agent: &[u8]) -> Vec<u8> {
     archive.finish()
 }
 
-/// The part with the modules, below `/lib/modules/<release>`; comes after the agent's.
-pub(super) fn module_archive(release: &str, modules: &[Module]) -> Vec<u8> {
-    if modules.is_empty() {
+/// The part with the modules, below `/lib/modules/<release>`, and the list of those the kernel has built in; comes after
+/// the agent's.
+pub(super) fn module_archive(release: &str, modules: &[Module], built_in: &str) -> Vec<u8> {
+    if modules.is_empty() && built_in.is_empty() {
         return Vec::new();
     }
     let mut archive = Newc::default();
     let base = format!("lib/modules/{release}");
     let mut made = BTreeSet::new();
+    let list = format!("{base}/modules.builtin");
+    archive.parents(&list, &mut made);
+    archive.entry(&list, S_IFREG | 0o644, (0, 0), built_in.as_bytes());
     for module in modules {
         archive.parents(&format!("{base}/{}", module.path), &mut made);
     }
@@ -161,7 +165,7 @@ mod tests {
     fn everything_is_where_the_agent_looks() {
         let parts = [
             agent_archive(b"agent"),
-            module_archive("6.1-x", &[module("a"), module("bb")]),
+            module_archive("6.1-x", &[module("a"), module("bb")], "tun\n"),
         ];
         assert!(parts.iter().all(|part| part.len() % 512 == 0));
         let entries: Vec<_> = parts.iter().flat_map(|part| read(part)).collect();
@@ -174,6 +178,7 @@ mod tests {
         assert_eq!(find("init").2, b"agent");
         assert_eq!(find("init").1, S_IFREG | 0o755);
         assert_eq!(find("lib/modules/6.1-x/kernel/drivers/bb.ko").2, b"bb");
+        assert_eq!(find("lib/modules/6.1-x/modules.builtin").2, b"tun\n");
         assert!(
             find("lib/modules/6.1-x/modules.dep")
                 .2
@@ -193,9 +198,9 @@ mod tests {
     fn the_same_input_gives_the_same_bytes() {
         assert_eq!(agent_archive(b"x"), agent_archive(b"x"));
         assert_eq!(
-            module_archive("1", &[module("a")]),
-            module_archive("1", &[module("a")])
+            module_archive("1", &[module("a")], ""),
+            module_archive("1", &[module("a")], "")
         );
-        assert!(module_archive("1", &[]).is_empty());
+        assert!(module_archive("1", &[], "").is_empty());
     }
 }

@@ -23,6 +23,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Where a lean kernel is installed: `vmlinux`, and `modules` with the list of what is built in.
+const LEAN_DIR: &str = "/usr/lib/bulkhead/kernel";
+
 /// The guest verbs.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum GuestCommand {
@@ -35,12 +38,16 @@ pub(crate) enum GuestCommand {
 /// Options of `guest build`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BuildArgs {
-    /// Kernel to use (bzImage or vmlinux with CONFIG_PVH) in place of the newest cloud kernel package
+    /// Kernel to use (bzImage or vmlinux with CONFIG_PVH) in place of the lean one, if that is installed, and of the
+    /// newest cloud kernel package, if not
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Modules of that kernel: its lib/modules/RELEASE directory
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+    /// Take the distribution's kernel though a lean one is installed: passed-through devices may need its drivers
+    #[arg(long, conflicts_with_all = ["kernel", "package"])]
+    distribution: bool,
     /// Kernel package file (.deb) to use in place of fetching one
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     package: Option<PathBuf>,
@@ -104,7 +111,8 @@ fn order(arguments: &BuildArgs) -> Result<Order, GuestError> {
             modules: arguments.modules.clone(),
         },
         (None, Some(package)) => KernelSource::Package(package.clone()),
-        (None, None) => KernelSource::Newest,
+        (None, None) if arguments.distribution => KernelSource::Newest,
+        (None, None) => lean(Path::new(LEAN_DIR)).unwrap_or(KernelSource::Newest),
     };
     Ok(Order {
         source,
@@ -115,6 +123,15 @@ fn order(arguments: &BuildArgs) -> Result<Order, GuestError> {
         out: arguments.out.clone(),
         modules: arguments.extra.clone(),
         force: arguments.force,
+    })
+}
+
+/// The lean kernel in `dir`, if one is installed there.
+fn lean(dir: &Path) -> Option<KernelSource> {
+    let kernel = dir.join("vmlinux");
+    kernel.is_file().then(|| KernelSource::Files {
+        kernel,
+        modules: Some(dir.join("modules")).filter(|tree| tree.is_dir()),
     })
 }
 
@@ -177,4 +194,27 @@ fn table(manifest: &Manifest, out: &mut dyn Write) -> Result<(), GuestError> {
         }
     }
     out.write_all(text.as_bytes()).map_err(GuestError::Output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lean_kernel_is_taken_when_it_is_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(lean(dir.path()), None);
+        let kernel = dir.path().join("vmlinux");
+        std::fs::write(&kernel, b"").unwrap();
+        let source = |modules| {
+            Some(KernelSource::Files {
+                kernel: kernel.clone(),
+                modules,
+            })
+        };
+        assert_eq!(lean(dir.path()), source(None));
+        let modules = dir.path().join("modules");
+        std::fs::create_dir(&modules).unwrap();
+        assert_eq!(lean(dir.path()), source(Some(modules)));
+    }
 }

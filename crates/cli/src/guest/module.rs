@@ -130,6 +130,11 @@ impl ModuleTree {
         })
     }
 
+    /// Names of those that are part of the kernel, one a line.
+    pub(super) fn built_in(&self) -> String {
+        self.built_in.iter().map(|name| format!("{name}\n")).collect()
+    }
+
     /// What the guest gets: the wanted ones that are there, and all of `extra`.
     pub(super) fn select(&self, extra: &[String]) -> Result<Selection, ModuleError> {
         for name in REQUIRED_BUILT_IN {

@@ -231,7 +231,10 @@ fn of_the_sandbox(source: &Path) -> String {
 /// What the guest's own spec differs in beside the mounts (C-07, C-08, C-20, K-06): hooks run on the host but for those
 /// in the container right before its program, the cgroup is the guest's own, the network is the VM's.
 fn for_the_guest(spec: &mut oci::Spec, container: &ContainerPlan) {
-    let inside = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    let inside = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.start_container().clone());
     spec.set_hooks(inside.filter(|list| !list.is_empty()).map(|list| {
         let mut hooks = oci::Hooks::default();
         hooks.set_start_container(Some(list));
