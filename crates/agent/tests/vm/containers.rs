@@ -526,3 +526,104 @@ async fn namespace_paths_join_the_first_container() {
     let (_, stdout, stderr) = machine.run("app", &spec).await;
     assert_eq!(stdout, "box\nsleep\n", "{stderr}");
 }
+
+/// K-06: hooks that run in the container, right before its program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
+async fn k06_start_container_hooks_run_in_the_container() {
+    let machine = Machine::boot().await;
+    let guest = &machine.guest;
+    let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WORD=given", "PATH=/bin"]});
+    let mut spec = spec(&["sh", "-c", "cat /tmp/told; echo after"]);
+    spec["annotations"] = json!({"some.key": "its value"});
+    spec["hooks"] = json!({"startContainer": [
+        hook("cat > /tmp/told; echo >> /tmp/told"), hook("echo $WORD $(hostname) $$ >> /tmp/told; readlink /proc/self/ns/mnt > /tmp/mnt")]});
+    let (exit, stdout, stderr) = machine.run("c1", &spec).await;
+    assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    let state: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!(
+        (&state["id"], &state["status"], &state["bundle"]),
+        (&json!("c1"), &json!("created"), &json!("/the/bundle"))
+    );
+    assert_eq!(state["annotations"]["some.key"], "its value");
+    assert!(lines[1].starts_with("given box "), "{stdout}");
+    assert_eq!(lines[2], "after");
+
+    for (script, timeout, wanted) in [
+        ("echo broken >&2; exit 3", 600, "startContainer[0] /bin/sh: exit status: 3, output: broken"),
+        ("sleep 1000", 1, "did not end within 1 s"),
+    ] {
+        let mut failing = hook(script);
+        failing["timeout"] = json!(timeout);
+        spec["hooks"] = json!({"startContainer": [failing]});
+        machine.ok(machine.create("c2", &spec, GuestStdio::default()).await);
+        match guest.start_container(&container("c2")).await {
+            Err(GuestError::Refused { message, .. }) => assert!(message.contains(wanted), "{message}"),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+        let exit = machine.ok(guest.wait(&key("c2", None)).await);
+        assert_eq!(exit.status, ExitStatus::Code(255), "the program did not run");
+        machine.ok(guest.remove_container(&container("c2")).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a VM"]
+async fn the_rest_of_the_runtime_spec_holds_in_the_guest() {
+    let machine = Machine::boot().await;
+    let script = "cat /proc/sys/kernel/domainname; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time; \
+                  ls /etc/masked | wc -l; echo x > /etc/kept/file 2>/dev/null || echo kept; \
+                  grep -E '^Cap(Bnd|Amb|Inh|Prm|Eff)' /proc/self/status | cut -f2; \
+                  cat /copied/passwd | head -1; touch /copied/new && echo grown; \
+                  touch /rro/etc/x 2>/dev/null || echo rro; grep -E '^([^ ]+ ){4}/ ' /proc/self/mountinfo | grep -c shared; \
+                  uname -m; cat /proc/self/cgroup; stat -c %a /sealed; touch /sealed/x 2>/dev/null || echo sealed; \
+                  ls -l /dev/ptmx /dev/fd /dev/stdin | grep -c -- '->'; ls /dev/deep/er/node; cat /proc/self/limits | grep 'core file' | tr -s ' ' | cut -d' ' -f5,6; ionice -p $$";
+    let mut spec = spec(&["sh", "-c", script]);
+    spec["domainname"] = json!("its.domain");
+    spec["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "time"}));
+    spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 7_000_000}, "boottime": {"secs": 8_000_000, "nanosecs": 5}});
+    spec["linux"]["maskedPaths"] = json!(["/etc/masked", "/no/such/path"]);
+    spec["linux"]["readonlyPaths"] = json!(["/etc/kept", "/no/such/path"]);
+    spec["linux"]["rootfsPropagation"] = json!("shared");
+    spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    spec["linux"]["devices"] =
+        json!([{"path": "/dev/deep/er/node", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666}]);
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 4096}]);
+    spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    spec["process"]["user"] = json!({"uid": 0, "gid": 0});
+    spec["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE"], "permitted": ["CAP_KILL", "CAP_DAC_OVERRIDE"], "effective": ["CAP_KILL", "CAP_DAC_OVERRIDE"],
+        "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]});
+    let rootfs = "/run/bulkhead/share/disk/rootfs";
+    for mount in [
+        json!({"destination": "/etc/masked", "type": "bind", "source": format!("{rootfs}/bin"), "options": ["rbind"]}),
+        json!({"destination": "/etc/kept", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"]}),
+        json!({"destination": "/rro", "type": "bind", "source": rootfs, "options": ["rbind", "rro"]}),
+        json!({"destination": "/sealed", "type": "tmpfs", "source": "tmpfs", "options": ["ro", "mode=711"]}),
+    ] {
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    }
+    // A tmpfs over what the image has there, through a link of the image to nothing.
+    let prepare = "mkdir -p /copied && cp /etc/passwd /copied/passwd";
+    let (exit, _, stderr) = machine.run("c0", &self::spec(&["sh", "-c", prepare])).await;
+    assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
+    spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/copied", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+    let (_, stdout, stderr) = machine.run("c1", &spec).await;
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines[0], "its.domain", "{stdout}{stderr}");
+    assert!(lines[1].parse::<u64>().unwrap() >= 8_000_000, "{stdout}");
+    assert!(lines[2].starts_with("time:["));
+    assert_eq!(lines[3..5], ["0", "kept"]);
+    // Inheritable, permitted and effective of root's program are what bounding and inheritable give (capabilities(7)).
+    assert_eq!(lines[5], "0000000000000020");
+    assert_eq!(lines[8..10], ["0000000000000023", "0000000000000020"]);
+    assert_eq!(lines[10..13], ["root:x:0:0:root:/root:/bin/sh", "grown", "rro"]);
+    assert_eq!(lines[13], "1", "{stdout}");
+    assert_eq!(lines[14], "i686");
+    assert_eq!(lines[15..19], ["0::/", "711", "sealed", "3"]);
+    assert_eq!(lines[19..], ["/dev/deep/er/node", "0 4096", "best-effort: prio 6"]);
+}
