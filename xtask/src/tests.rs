@@ -112,7 +112,7 @@ fn unit(workspace: &Workspace, arguments: &TestArguments) -> Tool {
 
 fn vm(workspace: &Workspace, arguments: &TestArguments) -> Tool {
     packages(workspace, arguments)
-        .args(["--lib", "--bins", "--tests", "--", "--ignored", VM_THREADS])
+        .args(["--tests", "--", "--ignored", VM_THREADS])
         .args(&arguments.filter)
 }
 
