@@ -551,7 +551,11 @@ async fn k06_start_container_hooks_run_in_the_container() {
     assert_eq!(lines[2], "after");
 
     for (script, timeout, wanted) in [
-        ("echo broken >&2; exit 3", 600, "startContainer[0] /bin/sh: exit status: 3, output: broken"),
+        (
+            "echo broken >&2; exit 3",
+            600,
+            "startContainer[0] /bin/sh: exit status: 3, output: broken",
+        ),
         ("sleep 1000", 1, "did not end within 1 s"),
     ] {
         let mut failing = hook(script);
@@ -585,7 +589,8 @@ async fn the_rest_of_the_runtime_spec_holds_in_the_guest() {
         .as_array_mut()
         .unwrap()
         .push(json!({"type": "time"}));
-    spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 7_000_000}, "boottime": {"secs": 8_000_000, "nanosecs": 5}});
+    spec["linux"]["timeOffsets"] =
+        json!({"monotonic": {"secs": 7_000_000}, "boottime": {"secs": 8_000_000, "nanosecs": 5}});
     spec["linux"]["maskedPaths"] = json!(["/etc/masked", "/no/such/path"]);
     spec["linux"]["readonlyPaths"] = json!(["/etc/kept", "/no/such/path"]);
     spec["linux"]["rootfsPropagation"] = json!("shared");
@@ -611,7 +616,9 @@ async fn the_rest_of_the_runtime_spec_holds_in_the_guest() {
     let prepare = "mkdir -p /copied && cp /etc/passwd /copied/passwd";
     let (exit, _, stderr) = machine.run("c0", &self::spec(&["sh", "-c", prepare])).await;
     assert_eq!(exit.status, ExitStatus::Code(0), "{stderr}");
-    spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/copied", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+    spec["mounts"].as_array_mut().unwrap().push(
+        json!({"destination": "/copied", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+    );
     let (_, stdout, stderr) = machine.run("c1", &spec).await;
     let lines: Vec<&str> = stdout.lines().collect();
     assert_eq!(lines[0], "its.domain", "{stdout}{stderr}");
@@ -625,5 +632,8 @@ async fn the_rest_of_the_runtime_spec_holds_in_the_guest() {
     assert_eq!(lines[13], "1", "{stdout}");
     assert_eq!(lines[14], "i686");
     assert_eq!(lines[15..19], ["0::/", "711", "sealed", "3"]);
-    assert_eq!(lines[19..], ["/dev/deep/er/node", "0 4096", "best-effort: prio 6"]);
+    assert_eq!(
+        lines[19..],
+        ["/dev/deep/er/node", "0 4096", "best-effort: prio 6"]
+    );
 }

@@ -71,7 +71,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "symfollow",
 ];
 
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
