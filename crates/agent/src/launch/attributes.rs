@@ -221,6 +221,8 @@ impl Attributes {
             ..
         } = self.privileges;
         capabilities::set(effective, permitted, inheritable).map_err(failed("capabilities"))?;
+        // The kernel takes no others; specs name some, and runc leaves those out too.
+        let ambient = ambient & permitted & inheritable;
         if ambient != 0 {
             capabilities::ambient(ambient).map_err(failed("ambient capabilities"))?;
         }

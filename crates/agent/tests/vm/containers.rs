@@ -602,7 +602,7 @@ async fn the_rest_of_the_runtime_spec_holds_in_the_guest() {
     spec["process"]["user"] = json!({"uid": 0, "gid": 0});
     spec["process"]["capabilities"] = json!({
         "bounding": ["CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE"], "permitted": ["CAP_KILL", "CAP_DAC_OVERRIDE"], "effective": ["CAP_KILL", "CAP_DAC_OVERRIDE"],
-        "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]});
+        "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]});
     let rootfs = "/run/bulkhead/share/disk/rootfs";
     for mount in [
         json!({"destination": "/etc/masked", "type": "bind", "source": format!("{rootfs}/bin"), "options": ["rbind"]}),
