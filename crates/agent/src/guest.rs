@@ -8,13 +8,16 @@ use crate::engine::Engine;
 use crate::events::Events;
 use crate::launch::Refusal;
 use crate::modules::Modules;
+use crate::network::Networks;
 use crate::oom::OomWatch;
 use crate::reaper::Reaper;
 use crate::spec::Facts;
 use crate::storage::Storages;
 use crate::sys::{entropy, names};
 use bulkhead_model::FailureKind;
-use bulkhead_protocol::api::agent::{ConfigureRequest, CreateContainerRequest, Storage};
+use bulkhead_protocol::api::agent::{
+    ConfigureRequest, CreateContainerRequest, Storage, UpdateNetworkRequest,
+};
 use bulkhead_protocol::guest_end::Endpoint;
 use nix::sys::time::TimeSpec;
 use std::collections::BTreeMap;
@@ -60,6 +63,7 @@ pub(crate) struct Guest {
     pub(crate) services: Services,
     table: Mutex<Table>,
     traced: AtomicBool,
+    networks: Networks,
 }
 
 impl Guest {
@@ -70,6 +74,7 @@ impl Guest {
             services,
             table: Mutex::default(),
             traced: AtomicBool::new(false),
+            networks: Networks::default(),
         }
     }
 
@@ -132,6 +137,14 @@ impl Guest {
     #[must_use]
     pub(crate) fn is_traced(&self) -> bool {
         self.traced.load(Ordering::Relaxed)
+    }
+
+    /// Makes the network what `request` says.
+    ///
+    /// # Errors
+    /// [`Refusal`] naming the interface.
+    pub(crate) fn update_network(&self, request: &UpdateNetworkRequest) -> Result<(), Refusal> {
+        self.networks.update(&self.services.modules, request)
     }
 
     fn add_shared(&self, storage: &Storage) -> Result<(), Refusal> {

@@ -20,9 +20,11 @@ mod launch;
 mod limits;
 mod listing;
 mod modules;
+mod network;
 mod oom;
 mod passwd;
 mod paths;
+mod pci;
 mod ports;
 mod process;
 mod program;
@@ -46,7 +48,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Optional abilities, by name.
-const CAPABILITIES: [&str; 6] = ["exec", "pause", "update", "hotplug", "events", "storage"];
+const CAPABILITIES: [&str; 7] = [
+    "exec", "pause", "update", "hotplug", "events", "storage", "network",
+];
 
 /// Says why on the console and ends the VM.
 pub(crate) fn power_off(reason: &str) -> ! {

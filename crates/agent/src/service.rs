@@ -12,8 +12,8 @@ use bulkhead_model::{ExitStatus, FailureKind};
 use bulkhead_protocol::api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
     ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
-    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
-    WaitResponse,
+    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    UpdateNetworkRequest, UpdateRequest, WaitResponse,
 };
 use bulkhead_protocol::api::agent_ttrpc::Agent;
 use bulkhead_protocol::refusal::refuse;
@@ -346,6 +346,11 @@ impl Agent for Service {
             events,
             ..Default::default()
         })
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: UpdateNetworkRequest) -> ttrpc::Result<Empty> {
+        let call = Called::new("update_network", "", &request.request_id);
+        self.done(call, move |guest| guest.update_network(&request)).await
     }
 
     async fn sync(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -1,6 +1,6 @@
 //! RAII over host kernel objects.
 //!
-//! Owns: processes, descriptors, mounts, cgroups, network namespaces, terminals and signals as values that
+//! Owns: processes, descriptors, mounts, cgroups, network namespaces and links, terminals and signals as values that
 //! clean up after themselves. Never knows what a sandbox is, never logs, never needs an async runtime.
 //! Everything here may be used by the guest agent too, except where a module says otherwise.
 
@@ -10,6 +10,7 @@ pub mod fdpass;
 pub mod inherited;
 pub mod kvm;
 pub mod mount;
+pub mod net;
 pub mod netns;
 pub mod process;
 pub mod pty;

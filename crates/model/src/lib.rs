@@ -5,6 +5,7 @@
 
 pub mod failure;
 pub mod id;
+pub mod network;
 pub mod plan;
 pub mod process;
 pub mod snapshot;
@@ -14,6 +15,7 @@ pub mod vm;
 
 pub use failure::{Failure, FailureKind};
 pub use id::{ContainerId, ExecId, SandboxId};
+pub use network::{Interface, InterfaceAddress, LinkKind, Mac, Neighbour, NetworkScan, Prefix, Route};
 pub use plan::{ContainerKind, ContainerPlan, NetworkPlan, RootfsPlan, SandboxPlan, Share};
 pub use process::{ExitStatus, HostProcess, ProcessKey};
 pub use snapshot::{ContainerSnapshot, ProcessSnapshot, SandboxSnapshot};

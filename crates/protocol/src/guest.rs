@@ -3,6 +3,7 @@
 //! Owns: the calls and what they promise. Never: transport details (see `client`).
 //! Implemented by `client::Client` (real) and by the engine's fake. Called by `sandbox`.
 
+use crate::network::GuestNetwork;
 use async_trait::async_trait;
 use bulkhead_model::{ContainerId, ExitStatus, ProcessKey};
 use std::os::fd::OwnedFd;
@@ -257,6 +258,8 @@ pub trait Guest: Send + Sync {
     async fn online(&self, cpus: u32, memory: bool) -> Result<(u32, u64), GuestError>;
     /// Waits for events after sequence number `after`. No deadline.
     async fn next_events(&self, after: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError>;
+    /// Makes the guest's network this, the whole of it; waits for cards that are being plugged.
+    async fn update_network(&self, network: GuestNetwork) -> Result<(), GuestError>;
     /// Flushes file systems.
     async fn sync(&self) -> Result<(), GuestError>;
 

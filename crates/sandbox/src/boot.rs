@@ -57,7 +57,6 @@ pub struct Prepared {
     console: SocketPair,
     fs: Option<OwnedFd>,
     cgroup_procs: Vec<PathBuf>,
-    netns: Option<OwnedFd>,
 }
 
 /// The VM runs; its agent has not reported in.
@@ -129,11 +128,9 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
         platform,
         ..
     } = *yard;
-    let netns = platform.open_netns(plan).map_err(|source| SandboxError::Host {
-        step: "opening the network namespace",
-        path: None,
-        source,
-    })?;
+    platform
+        .check_network(plan)
+        .map_err(|source| SandboxError::Namespace { source })?;
     let cgroup_procs = prepare_cgroup(yard, journal)?;
     let listen = |name: &str| {
         let path = paths.vm_socket(name);
@@ -187,7 +184,6 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
         console,
         fs,
         cgroup_procs,
-        netns,
     })
 }
 
@@ -301,7 +297,6 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
             stderr: pipe("vmm")?,
             marker: format!("{}/vmm", paths.marker),
             cgroup_procs: ready.cgroup_procs.clone(),
-            netns: ready.netns,
             share: match plan.vm.shared_fs {
                 SharedFs::Virtio9p { .. } => Some((paths.share(), SHARE_TAG.to_owned())),
                 SharedFs::VirtioFs { .. } | SharedFs::None => None,

@@ -225,10 +225,26 @@ impl Engine {
                     Some(request) => return Some(request),
                     None => return None,
                 },
-                Some(event) = self.events.recv() => self.world.happened(event).await,
+                Some(event) = self.events.recv() => self.happened(event).await,
                 Some(event) = self.stubs.recv() => self.stub_gone(event).await,
                 Some(_) = self.calloff.recv() => {}
                 () = &mut deadline, if self.world.containers.is_empty() => return None,
+            }
+        }
+    }
+
+    async fn happened(&mut self, event: Event) {
+        if !matches!(event, Event::NetworkChanged) {
+            return self.world.happened(event).await;
+        }
+        // May wait for the guest: requests are taken in meanwhile.
+        match self.attended(None, Verb::FollowNetwork).await {
+            Ok(()) => {}
+            // What called it off may not be the sandbox's end: then it is looked at again.
+            Err(SandboxError::Cancelled { .. }) => self.world.network_changed(),
+            Err(error) => {
+                let error = bulkhead_model::failure::chain(&error);
+                tracing::error!(error, "following the network namespace");
             }
         }
     }
@@ -422,6 +438,7 @@ enum Verb {
     Pause(ContainerId),
     Resume(ContainerId),
     Update(ContainerId, Box<bulkhead_model::oci::LinuxResources>),
+    FollowNetwork,
 }
 
 impl Verb {
@@ -434,6 +451,7 @@ impl Verb {
             Self::Pause(_) => "pause",
             Self::Resume(_) => "resume",
             Self::Update(..) => "update",
+            Self::FollowNetwork => "follow the network",
         }
     }
 
@@ -446,6 +464,7 @@ impl Verb {
             Self::Pause(id) => world.pause(&id).await,
             Self::Resume(id) => world.resume(&id).await,
             Self::Update(id, resources) => world.update(&id, &resources).await,
+            Self::FollowNetwork => world.sync_network().await,
         }
     }
 }

@@ -100,6 +100,22 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// The sandbox's network namespace cannot be used.
+    #[error("network namespace")]
+    Namespace {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An interface of the sandbox's network cannot be passed to the guest.
+    #[error("network interface {interface}")]
+    Interface {
+        /// Its name.
+        interface: String,
+        /// Why.
+        #[source]
+        source: Box<SandboxError>,
+    },
     /// A bind mount whose source cannot be used; runc's words.
     #[error("error mounting {source_path:?} to rootfs at {destination:?}: stat {}", source_path.display())]
     Mount {
@@ -166,7 +182,7 @@ impl SandboxError {
             | Self::ContainerState { .. }
             | Self::Move(_)
             | Self::BelowUse { .. } => FailureKind::FailedPrecondition,
-            Self::Boot { source, .. } => source.kind(),
+            Self::Boot { source, .. } | Self::Interface { source, .. } => source.kind(),
             Self::NoVm { .. } | Self::DaemonEnded => FailureKind::Unavailable,
             Self::Cancelled { .. } => FailureKind::Cancelled,
             Self::Vmm(VmmError::Deadline { .. }) | Self::Guest(GuestError::Deadline { .. }) => {
@@ -174,7 +190,8 @@ impl SandboxError {
             }
             Self::Vmm(VmmError::Unsupported { .. } | VmmError::Verify { .. } | VmmError::Digest { .. })
             | Self::Invalid { .. }
-            | Self::Mount { .. } => FailureKind::InvalidArgument,
+            | Self::Mount { .. }
+            | Self::Namespace { .. } => FailureKind::InvalidArgument,
             Self::Vmm(_) | Self::Host { .. } => FailureKind::Internal,
             Self::Guest(GuestError::Refused { kind, .. }) => *kind,
             Self::Guest(GuestError::Gone { .. }) => FailureKind::Unavailable,
@@ -185,6 +202,9 @@ impl SandboxError {
     /// Whether the VM or its agent is to blame: the guest's console may say more.
     #[must_use]
     pub fn lost_the_guest(&self) -> bool {
+        if let Self::Interface { source, .. } = self {
+            return source.lost_the_guest();
+        }
         matches!(
             self,
             Self::Guest(GuestError::Gone { .. } | GuestError::Deadline { .. })

@@ -56,6 +56,19 @@ pub enum Resource {
         /// Path by which that namespace can be entered.
         path: PathBuf,
     },
+    /// What arrives on an interface of somebody else's is sent to a link made by us.
+    Redirect {
+        /// Index of the interface: it may be renamed.
+        index: u32,
+        /// Its name when the redirection was made.
+        interface: String,
+        /// Name of our link.
+        tap: String,
+        /// Device and inode of their network namespace.
+        namespace: (u64, u64),
+        /// Path by which that namespace can be entered.
+        path: PathBuf,
+    },
 }
 
 impl Resource {

@@ -15,6 +15,7 @@ pub mod journal;
 pub mod layout;
 pub mod lifecycle;
 pub mod map;
+pub mod network;
 pub mod platform;
 mod recover;
 pub mod saved;

@@ -4,6 +4,7 @@
 //! and by the fault-injection fake.
 
 use crate::journal::Resource;
+use crate::network::{NetworkSource, NetworkSpace};
 use async_trait::async_trait;
 use bulkhead_model::vm::{Accelerator, SharedFs};
 use bulkhead_model::{HostProcess, SandboxPlan};
@@ -121,9 +122,11 @@ pub trait Platform: Send + Sync {
     fn bind(&self, bind: Bind<'_>) -> io::Result<()>;
     /// Starts the shared-filesystem daemon.
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>>;
-    /// Opens the caller's network namespace, checked to be one and not the host's; `None` in the plan
-    /// gives `None`.
-    fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>>;
+    /// Checks what can be known of the plan's network before anything is made: not the host's own namespace, and
+    /// a path that leads to one.
+    fn check_network(&self, plan: &SandboxPlan) -> io::Result<()>;
+    /// Opens a network namespace, which is not the host's, and begins to watch it.
+    fn open_network(&self, source: &NetworkSource) -> io::Result<Arc<dyn NetworkSpace>>;
     /// Connects to a socket that listens already.
     fn connect(&self, path: &Path) -> io::Result<OwnedFd>;
     /// Shakes hands with the agent. With `reattach` an earlier connection may have ended in mid-sentence.

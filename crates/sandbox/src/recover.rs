@@ -72,6 +72,9 @@ impl World {
             Ok(live) => {
                 self.go_live(live);
                 self.watch_again();
+                if let Some(network) = saved.network {
+                    self.rejoin_network(network);
+                }
                 tracing::info!("took over a running sandbox");
             }
             Err(error) => {

@@ -4,6 +4,7 @@
 //! supervisor and by offline readers. Every field added after version 1 has a serde default.
 
 use crate::container::{Container, Process};
+use crate::network::{Network, SavedNetwork};
 use crate::share::Share;
 use crate::size::Size;
 use crate::world::World;
@@ -89,6 +90,9 @@ pub struct SavedSandbox {
     /// `cgroup.procs` files its stubs join.
     #[serde(default)]
     pub cgroup_procs: Vec<std::path::PathBuf>,
+    /// Its network; absent without one.
+    #[serde(default)]
+    pub network: Option<SavedNetwork>,
     /// Host processes by role.
     pub processes: BTreeMap<String, HostProcess>,
     /// Its containers.
@@ -151,6 +155,7 @@ impl SavedSandbox {
             next_stream: world.next_stream,
             size: Some(world.size),
             cgroup_procs: world.cgroup_procs.clone(),
+            network: world.network.as_ref().map(Network::saved),
             processes,
             containers: world
                 .containers

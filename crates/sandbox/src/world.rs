@@ -11,6 +11,7 @@ use crate::container::Container;
 use crate::error::SandboxError;
 use crate::journal::{Entry, Journal, Resource};
 use crate::layout::SandboxPaths;
+use crate::network::Network;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
 use crate::size::Size;
@@ -61,6 +62,8 @@ pub enum Event {
     },
     /// The VM process ended.
     VmEnded,
+    /// Something in the sandbox's network namespace changed.
+    NetworkChanged,
 }
 
 /// The running parts of a sandbox.
@@ -111,6 +114,8 @@ pub struct World {
     pub stubs: Vec<HostProcess>,
     /// `cgroup.procs` files its stubs join.
     pub cgroup_procs: Vec<std::path::PathBuf>,
+    /// Its network, from the first container on.
+    pub network: Option<Network>,
     pub(crate) state: State,
     pub(crate) phase: Phase,
     supervisor: HostProcess,
@@ -158,6 +163,7 @@ impl World {
             pending: Vec::new(),
             stubs: Vec::new(),
             cgroup_procs: Vec::new(),
+            network: None,
             state: State::Ready,
             phase: Phase::Planned,
             supervisor,
@@ -235,9 +241,14 @@ impl World {
     /// Undoes one thing beside this thread: it may take seconds, and readers are to be answered meanwhile.
     pub(crate) async fn undo(&self, resource: Resource) -> std::io::Result<()> {
         let platform = Arc::clone(&self.platform);
-        tokio::task::spawn_blocking(move || platform.undo(&resource))
-            .await
-            .map_err(std::io::Error::other)?
+        // A namespace that is held can be entered whatever became of its path.
+        let space = self.network.as_ref().and_then(|network| network.holds(&resource));
+        tokio::task::spawn_blocking(move || match space {
+            Some(space) => space.undo(&resource),
+            None => platform.undo(&resource),
+        })
+        .await
+        .map_err(std::io::Error::other)?
     }
 
     /// The error of a verb that lost the guest, as the reader needs it: which sandbox, which verb, what the
@@ -281,6 +292,11 @@ impl World {
         let follow = crate::guest_log::follow(Arc::clone(&live.guest), self.events.clone());
         tokio::spawn(follow.instrument(span));
         self.live.send_replace(Some(live));
+    }
+
+    /// Where what happens by itself is told.
+    pub(crate) fn events(&self) -> mpsc::UnboundedSender<Event> {
+        self.events.clone()
     }
 
     /// The live parts.
@@ -433,6 +449,8 @@ impl World {
             Event::StubGone { key, stub } => self.stub_gone(&key, stub).await,
             Event::OutOfMemory { container, kills } => self.out_of_memory(&container, kills),
             Event::VmEnded => self.vm_ended(),
+            // A verb of its own, as it may take long: see the engine.
+            Event::NetworkChanged => {}
         }
     }
 

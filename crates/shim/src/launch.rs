@@ -50,8 +50,9 @@ pub enum Ready {
 /// while the caller continues. On failure nothing is left.
 ///
 /// # Errors
-/// `AlreadyExists` when the id is in use, otherwise what the supervisor said.
+/// `InvalidArgument` for a network namespace that cannot be had, `AlreadyExists` when the id is in use, otherwise what the supervisor said.
 pub fn supervisor(layout: &Layout, plan: &SandboxPlan) -> Result<Client, Failure> {
+    bulkhead_sandbox::host::check_network(plan)?;
     let paths = layout.sandbox(&plan.id);
     make_dir(&layout.sandboxes(), true)?;
     match std::fs::DirBuilder::new().mode(0o700).create(&paths.dir) {

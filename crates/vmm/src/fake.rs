@@ -457,7 +457,6 @@ mod tests {
             stderr: fd(),
             marker: "m".into(),
             cgroup_procs: Vec::new(),
-            netns: None,
             share: None,
         }
     }

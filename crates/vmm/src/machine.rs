@@ -38,8 +38,6 @@ pub struct Launch {
     pub marker: String,
     /// `cgroup.procs` files the VMM is put into before it runs anything.
     pub cgroup_procs: Vec<PathBuf>,
-    /// Network namespace the VMM is to live in; `None` is a new, empty one.
-    pub netns: Option<OwnedFd>,
     /// Directory the VMM itself shares with the guest, and its mount tag there: virtio-9p cannot be plugged later.
     pub share: Option<(PathBuf, String)>,
 }

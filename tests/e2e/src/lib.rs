@@ -14,6 +14,7 @@ mod audit;
 mod bundle;
 mod call;
 mod lab;
+mod net;
 mod runtime;
 mod wait;
 
@@ -21,6 +22,7 @@ pub use audit::Audit;
 pub use bundle::Bundle;
 pub use call::{Call, Outcome, Running};
 pub use lab::Lab;
+pub use net::Net;
 pub use runtime::Runtime;
 pub use wait::{Lines, until};
 

@@ -8,8 +8,8 @@
 use crate::api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
     ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
-    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
-    WaitResponse,
+    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    UpdateNetworkRequest, UpdateRequest, WaitResponse,
 };
 use crate::api::agent_ttrpc::Agent;
 use crate::refusal::refuse;
@@ -66,6 +66,7 @@ detached! {
     stats(ContainerRequest) -> StatsResponse;
     online(OnlineRequest) -> OnlineResponse;
     sync(Empty) -> Empty;
+    update_network(UpdateNetworkRequest) -> Empty;
 }
 
 fn copy(context: &TtrpcContext) -> TtrpcContext {

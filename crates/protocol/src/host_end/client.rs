@@ -16,6 +16,7 @@ use crate::guest::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use crate::network::GuestNetwork;
 use crate::refusal::kind_of;
 use async_trait::async_trait;
 use bulkhead_model::{ContainerId, ProcessKey, stats::ContainerStats};
@@ -361,6 +362,12 @@ impl Guest for Client {
         let answer = self.agent.0.next_events(Context::default(), &request);
         let response = self.call("next_events", None, answer).await?;
         Ok(response.events.into_iter().filter_map(convert::event).collect())
+    }
+
+    async fn update_network(&self, network: GuestNetwork) -> Result<(), GuestError> {
+        let request = network.request(self.request_id());
+        let answer = self.agent.0.update_network(Context::default(), &request);
+        self.call("update_network", Some(LONG), answer).await.map(drop)
     }
 
     async fn sync(&self) -> Result<(), GuestError> {

@@ -6,21 +6,23 @@
 mod bind;
 mod console;
 mod daemon;
+mod network;
 mod undo;
 
+pub use network::check_network;
 pub use undo::undo;
 
 use crate::journal::Resource;
 use crate::layout::SandboxPaths;
+use crate::network::{NetworkSource, NetworkSpace};
 use crate::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
 use bulkhead_host::mount::{Propagation, Tree, propagate};
-use bulkhead_host::netns::Netns;
 use bulkhead_host::process::{alive, wait_gone};
 use bulkhead_model::vm::Accelerator;
-use bulkhead_model::{HostProcess, NetworkPlan, SandboxPlan};
+use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
 use console::ConsoleTail;
 use std::io;
@@ -222,21 +224,12 @@ impl Platform for RealHost {
         daemon::spawn(launch)
     }
 
-    fn open_netns(&self, plan: &SandboxPlan) -> io::Result<Option<OwnedFd>> {
-        let NetworkPlan::Existing { path } = &plan.network else {
-            return Ok(None);
-        };
-        let netns = Netns::open(path).map_err(io::Error::other)?;
-        if netns.is_current().map_err(io::Error::other)? {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "{} is the host's own network namespace: expected one of the pod's own, as a VM cannot share the host's",
-                    path.display()
-                ),
-            ));
-        }
-        netns.to_fd().map(Some)
+    fn check_network(&self, plan: &SandboxPlan) -> io::Result<()> {
+        network::check(plan)
+    }
+
+    fn open_network(&self, source: &NetworkSource) -> io::Result<Arc<dyn NetworkSpace>> {
+        network::open(source)
     }
 
     fn connect(&self, path: &Path) -> io::Result<OwnedFd> {

@@ -31,7 +31,7 @@ pub fn undo(resource: &Resource) -> io::Result<()> {
         // Known by what its environment says: the start was not recorded.
         Resource::Process { role, process: None } => end_unrecorded(role),
         Resource::Mount { path, namespace, .. } => unmount(path, *namespace),
-        Resource::Link { .. } => Ok(()),
+        Resource::Link { .. } | Resource::Redirect { .. } => super::network::undo(resource),
     }
 }
 

@@ -46,6 +46,9 @@ impl World {
             });
         }
         let live = self.live()?;
+        if self.containers.is_empty() && self.network.is_none() {
+            self.join_network(attachment.as_ref().map(|it| it.stub)).await?;
+        }
         let platform = std::sync::Arc::clone(&self.platform);
         let mut failed_random = None;
         let random = || {
@@ -86,6 +89,8 @@ impl World {
             pipe_bytes: self.plan.agent.container_pipe_bytes,
             whole_dev: shares.dev_is_the_hosts,
         };
+        // The card has had the time since it was plugged to turn up.
+        self.tell_network().await?;
         init.guest_pid = Some(live.guest.create_container(container).await?);
         self.pending.clear();
         let stdio = init.stdio;

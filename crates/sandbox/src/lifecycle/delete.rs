@@ -92,6 +92,7 @@ impl World {
             }
         }
         self.containers.clear();
+        self.network = None;
         failures
     }
 

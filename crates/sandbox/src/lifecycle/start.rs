@@ -21,6 +21,8 @@ impl World {
                 expected: "created and not started",
             });
         }
+        // Engines that fill the namespace between create and start expect the program to find it filled.
+        self.sync_network().await?;
         if let Err(error) = live.guest.start_container(id).await {
             if let Err(stop) = self.stop(id, true).await {
                 tracing::error!(error = %stop, container = %id, "stopping after a failed start");

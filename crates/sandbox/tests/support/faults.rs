@@ -8,10 +8,12 @@ use bulkhead_model::{
     ContainerId, ContainerPlan, ExitStatus, FailureKind, HostProcess, ProcessKey, RootfsPlan, SandboxId,
     SandboxPlan, oci, stats::ContainerStats,
 };
+use bulkhead_protocol::GuestNetwork;
 use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use bulkhead_sandbox::network::{NetworkSource, NetworkSpace, TapRequest};
 use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
@@ -103,6 +105,12 @@ pub struct Ledger {
     pub cgroups: Mutex<BTreeSet<PathBuf>>,
     pub processes: Mutex<BTreeMap<i32, &'static str>>,
     pub guest_containers: Mutex<BTreeSet<String>>,
+    /// Taps and redirections, by name of the tap.
+    pub links: Mutex<BTreeSet<String>>,
+    /// Network cards in the VM.
+    pub cards: Mutex<BTreeSet<String>>,
+    /// What the guest was asked to make its network.
+    pub networks: Mutex<Vec<GuestNetwork>>,
     /// What was done in which order, of what tests ask about.
     pub order: Mutex<Vec<String>>,
     /// vCPUs the VM has, memory in MiB, vCPUs online.
@@ -140,6 +148,11 @@ impl Ledger {
             self.cgroups.lock().unwrap().is_empty(),
             "{context}: cgroups {:?}",
             self.cgroups
+        );
+        assert!(
+            self.links.lock().unwrap().is_empty(),
+            "{context}: links {:?}",
+            self.links
         );
         assert!(
             self.processes.lock().unwrap().is_empty(),

@@ -12,6 +12,7 @@ use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use bulkhead_sandbox::network::{NetworkSource, NetworkSpace, TapRequest};
 use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
@@ -205,6 +206,17 @@ impl Guest for FakeGuest {
             }
             _ = off.wait_for(|off| *off) => Err(GuestError::Gone { call: "next_events" }),
         }
+    }
+    async fn update_network(&self, network: bulkhead_protocol::GuestNetwork) -> Result<(), GuestError> {
+        self.faults
+            .slow_step("update_network")
+            .await
+            .map_err(|error| GuestError::Refused {
+                kind: FailureKind::InvalidArgument,
+                message: error.to_string(),
+            })?;
+        self.ledger.networks.lock().unwrap().push(network);
+        Ok(())
     }
     async fn sync(&self) -> Result<(), GuestError> {
         self.faults.guest("sync")

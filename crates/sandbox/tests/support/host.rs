@@ -12,6 +12,7 @@ use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use bulkhead_sandbox::network::{NetworkSource, NetworkSpace, TapRequest};
 use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
@@ -51,6 +52,8 @@ pub struct FakeHost {
     pub fsd_end: watch::Sender<bool>,
     /// Hardware virtualisation seems to be there.
     pub kvm: Mutex<bool>,
+    /// The network namespace of every sandbox.
+    pub space: Arc<FakeSpace>,
     /// Undo of this role or path fails.
     pub sticky: Mutex<Option<PathBuf>>,
 }
@@ -131,9 +134,13 @@ impl Platform for FakeHost {
             end: self.fsd_end.subscribe(),
         }))
     }
-    fn open_netns(&self, _: &SandboxPlan) -> io::Result<Option<OwnedFd>> {
-        self.faults.step("open_netns")?;
-        Ok(None)
+    fn check_network(&self, _: &SandboxPlan) -> io::Result<()> {
+        self.faults.step("check_network")
+    }
+    fn open_network(&self, source: &NetworkSource) -> io::Result<Arc<dyn NetworkSpace>> {
+        self.faults.step("open_network")?;
+        self.ledger.note(format!("open {source:?}"));
+        Ok(Arc::clone(&self.space) as Arc<dyn NetworkSpace>)
     }
     fn connect(&self, _: &Path) -> io::Result<OwnedFd> {
         self.faults.step("connect")?;
@@ -195,7 +202,7 @@ impl Platform for FakeHost {
                 }
                 self.ledger.mounts.lock().unwrap().remove(path);
             }
-            Resource::Link { .. } => {}
+            Resource::Link { .. } | Resource::Redirect { .. } => self.space.release(resource),
         }
         Ok(())
     }

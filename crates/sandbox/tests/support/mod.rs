@@ -15,11 +15,13 @@
 mod faults;
 mod guest;
 mod host;
+mod network;
 mod vmm;
 
 pub use faults::*;
 pub use guest::*;
 pub use host::*;
+pub use network::*;
 pub use vmm::*;
 
 use async_trait::async_trait;
@@ -32,6 +34,7 @@ use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use bulkhead_sandbox::network::{NetworkSource, NetworkSpace, TapRequest};
 use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
@@ -69,6 +72,7 @@ impl Bench {
             ledger: Arc::clone(&ledger),
             guest: Arc::clone(&guest),
             fsd_end: watch::channel(false).0,
+            space: Arc::new(FakeSpace::new(Arc::clone(&faults), Arc::clone(&ledger))),
             kvm: Mutex::new(false),
             sticky: Mutex::default(),
         });

@@ -12,6 +12,7 @@ use bulkhead_protocol::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
     GuestStdio, StreamId,
 };
+use bulkhead_sandbox::network::{NetworkSource, NetworkSpace, TapRequest};
 use bulkhead_sandbox::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts};
 use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
@@ -133,15 +134,32 @@ impl Resize for FakeVm {
 impl Hotplug for FakeVm {
     async fn plug(&self, device: DeviceRequest, _: Vec<OwnedFd>) -> Result<Plugged, VmmError> {
         self.faults.slow_step("plug").await.map_err(|e| vmm_error(&e))?;
-        let DeviceRequest::SharedFs { id, .. } = device else {
-            panic!("only a share is expected")
-        };
-        Ok(Plugged {
-            id,
-            pci_path: "02/00".into(),
-        })
+        match device {
+            DeviceRequest::SharedFs { id, .. } => Ok(Plugged {
+                id,
+                pci_path: "02/00".into(),
+            }),
+            DeviceRequest::Net { id, mac, queues } => {
+                self.ledger.note(format!("plug {id} {mac} {queues}"));
+                self.ledger.cards.lock().unwrap().insert(id.clone());
+                let slot = id.trim_start_matches("net").parse::<u32>().unwrap() + 4;
+                Ok(Plugged {
+                    id,
+                    pci_path: format!("{slot:02x}.0/00.0"),
+                })
+            }
+            DeviceRequest::Block { .. } => panic!("no disk is expected"),
+        }
     }
-    async fn unplug(&self, _: &str, _: Duration) -> Result<(), VmmError> {
-        self.faults.step("unplug").map_err(|e| vmm_error(&e))
+    async fn unplug(&self, id: &str, _: Duration) -> Result<(), VmmError> {
+        self.ledger.note(format!("unplug {id}"));
+        self.faults.step("unplug").map_err(|e| vmm_error(&e))?;
+        if !self.ledger.cards.lock().unwrap().remove(id) {
+            return Err(VmmError::Device {
+                id: id.to_owned(),
+                what: "is not plugged",
+            });
+        }
+        Ok(())
     }
 }

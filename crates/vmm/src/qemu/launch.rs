@@ -38,7 +38,6 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         stderr,
         marker,
         cgroup_procs,
-        netns,
         share,
     } = launch;
     // QEMU's own words for it would not say what to do.
@@ -66,11 +65,9 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         .limit(RLIMIT_CORE, 0, 0)
         .new_session()
         .unshare(Namespace::Ipc)
-        .unshare(Namespace::Uts);
-    spawn = match netns {
-        Some(netns) => spawn.enter(Namespace::Network, netns),
-        None => spawn.unshare(Namespace::Network),
-    };
+        .unshare(Namespace::Uts)
+        // An empty one: cards get the descriptors of their taps.
+        .unshare(Namespace::Network);
     for procs in cgroup_procs {
         spawn = spawn.cgroup(procs);
     }

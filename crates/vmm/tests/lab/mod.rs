@@ -116,7 +116,6 @@ impl Lab {
             stderr: std::fs::File::create(dir.path().join("stderr")).unwrap().into(),
             marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
-            netns: None,
             share: None,
         };
         let vm = Qemu::new(None).launch(launch).await?;

@@ -35,6 +35,7 @@ mod exec;
 mod lifecycle;
 mod limits;
 mod mounts;
+mod network;
 mod operator;
 mod options;
 mod run;
