@@ -35,11 +35,12 @@ pub fn index(name: &str) -> Result<Option<u32>, NetlinkError> {
     }
 }
 
-/// Name of the link with this index, `None` if there is none.
+/// Name of the link with this index, `None` if there is none. A filter whose link is gone has index 0, for which the
+/// library has an empty name.
 #[must_use]
 pub fn name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?;
-    name.into_string().ok()
+    name.into_string().ok().filter(|name| !name.is_empty())
 }
 
 fn message(index: u32) -> LinkMessage {
