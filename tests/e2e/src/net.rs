@@ -129,7 +129,7 @@ impl<'a> Net<'a> {
     #[must_use]
     pub fn inventory(&self, name: &str) -> String {
         let script = "ip -o link | sed 's/^[0-9]*: //; s/ qlen.*//; s/ state [A-Z]*//'; tc qdisc show; \
-            for l in $(ls /proc/sys/net/ipv4/conf); do tc filter show dev $l ingress 2>/dev/null; done; ip addr; ip route; ip -6 route";
+            for l in $(ls /proc/sys/net/ipv4/conf); do tc filter show dev $l ingress 2>/dev/null; done; ip addr | sed 's/ tentative//'; ip route; ip -6 route";
         self.run(name, script).ok().text()
     }
 

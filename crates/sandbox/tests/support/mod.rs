@@ -101,7 +101,12 @@ impl Bench {
 
     /// Starts a sandbox's engine as the supervisor does.
     pub fn sandbox(&self, id: &str) -> (Handle, tokio::task::JoinHandle<Vec<String>>) {
-        let paths = self.paths(id);
+        self.sandbox_of(sandbox_plan(id))
+    }
+
+    /// The same by a plan of the test's own.
+    pub fn sandbox_of(&self, plan: SandboxPlan) -> (Handle, tokio::task::JoinHandle<Vec<String>>) {
+        let paths = self.paths(plan.id.as_str());
         std::fs::create_dir_all(&paths.dir).unwrap();
         let mut journal = Journal::open(&paths.journal()).unwrap();
         journal
@@ -111,7 +116,7 @@ impl Bench {
             .unwrap();
         std::fs::create_dir_all(&paths.sockets).unwrap();
         let (world, published, events) = World::new(
-            sandbox_plan(id),
+            plan,
             paths,
             Arc::clone(&self.host) as Arc<dyn Platform>,
             Arc::clone(&self.vmm) as Arc<dyn Vmm>,

@@ -1,6 +1,6 @@
 //! The pod network, on real namespaces, bridges and CNI plugins.
 
-use bulkhead_e2e::{Bundle, Lab, Net};
+use bulkhead_e2e::{Bundle, Lab, Net, VERB, until};
 use serde_json::json;
 use std::path::Path;
 
@@ -85,4 +85,103 @@ fn a_veth_and_all_that_is_on_it() {
         .ok();
     lab.delete(&id);
     assert_eq!(net.inventory(&pod), before);
+}
+
+/// HTTP, UDP and a second pod over the bridge; an interface that comes later is there, one that goes is gone; the next
+/// start in the same namespace works.
+#[test]
+#[ignore = "needs a VM"]
+fn two_pods_talk_and_follow_their_namespaces() {
+    let lab = Lab::new();
+    let net = Net::new(&lab);
+    let (one, two) = (net.pod(0), net.pod(1));
+    let before = net.inventory(&one);
+    let (first, second) = (lab.id(), lab.id());
+    lab.run_detached(&in_netns(&lab, &net.path(&one)), &first);
+    lab.run_detached(&in_netns(&lab, &net.path(&two)), &second);
+
+    inside(
+        &lab,
+        &first,
+        "mkdir -p /www; dd if=/dev/urandom of=/www/file bs=64k count=16 2>/dev/null; httpd -p 80 -h /www",
+    );
+    let sum = inside(&lab, &first, "sha256sum /www/file | cut -d' ' -f1");
+    let fetch = |from: &str| format!("wget -q -O - {from}/file | sha256sum | cut -d' ' -f1");
+    assert_eq!(inside(&lab, &second, &fetch("http://10.77.0.10")), sum);
+    assert_eq!(inside(&lab, &second, &fetch("http://[fd77::10]")), sum);
+    assert_eq!(
+        inside(&lab, &first, &fetch("http://10.77.0.10")),
+        sum,
+        "to itself"
+    );
+    assert_eq!(net.run("world", &fetch("http://10.77.0.10")).ok().text(), sum);
+
+    net.veth(&one, "net1", "p9");
+    net.ip(&one, "addr add 10.88.0.2/24 dev net1");
+    net.ip(&one, "link set net1 up");
+    until("the later interface is in the guest", VERB, || {
+        inside(&lab, &first, "ip -o addr show; ip route").contains("10.88.0.0/24 dev net1")
+    });
+    net.ip(&one, "addr add 10.77.0.50/24 dev eth0");
+    until("the later address is in the guest", VERB, || {
+        inside(&lab, &first, "ip -o addr show eth0").contains("10.77.0.50/24")
+    });
+    net.ip(&one, "addr del 10.77.0.50/24 dev eth0");
+    net.ip(&one, "link del net1");
+    until("both are gone", VERB, || {
+        let shown = inside(&lab, &first, "ip -o addr show; ls /sys/class/net");
+        !shown.contains("net1") && !shown.contains("10.77.0.50")
+    });
+    inside(&lab, &first, "ping -c 1 -W 20 10.77.0.11");
+
+    lab.delete(&first);
+    assert_eq!(net.inventory(&one), before);
+    lab.run_detached(&in_netns(&lab, &net.path(&one)), &first);
+    inside(&lab, &first, "ping -c 1 -W 20 10.77.0.11");
+    lab.delete(&first);
+    lab.delete(&second);
+}
+
+/// Everything of a sandbox is killed: `gc` takes what it had put into the caller's namespace out again.
+#[test]
+#[ignore = "needs a VM"]
+fn gc_leaves_nothing_in_the_callers_namespace() {
+    let lab = Lab::new();
+    let net = Net::new(&lab);
+    let pod = net.pod(0);
+    let before = net.inventory(&pod);
+    let id = lab.id();
+    lab.run_detached(&in_netns(&lab, &net.path(&pod)), &id);
+    assert_ne!(net.inventory(&pod), before);
+    for role in ["supervisor", "vmm", "fsd"] {
+        for pid in lab.marked(&id, role) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    let _ = lab.quick(&["gc"]).ok();
+    assert_eq!(net.inventory(&pod), before);
+}
+
+/// A spec without a network namespace, the host's own, a path that is none: refused with the reason.
+#[test]
+#[ignore = "needs root"]
+fn what_cannot_be_a_pods_network_is_refused() {
+    let lab = Lab::new();
+    let refused = |path: Option<&str>, words: &[&str]| {
+        let bundle = lab.bundle().with(|config| {
+            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|ns| ns["type"] != "network");
+            if let Some(path) = path {
+                namespaces.push(json!({"type": "network", "path": path}));
+            }
+        });
+        let outcome = lab.call(&["create", "--bundle", bundle.arg(), &lab.id()]).run();
+        let _ = outcome.fails(words);
+        lab.assert_clean();
+    };
+    refused(None, &["no network namespace", "host's", "expected"]);
+    refused(Some("/proc/self/ns/net"), &["/proc/self/ns/net", "host's own"]);
+    refused(Some("/run/netns/absent"), &["/run/netns/absent", "No such file"]);
+    refused(Some("/etc/passwd"), &["/etc/passwd", "not a network namespace"]);
 }
