@@ -9,7 +9,7 @@
 //!
 //! Every other combination is an error. Owns: that choice. Never: copies data. Called by create, run, exec.
 
-use crate::stub::Stdio;
+use bulkhead_shim::stub::Stdio;
 use bulkhead_host::pty::{self, PtyError, WindowSize};
 use bulkhead_model::{Failure, FailureKind, oci};
 use clap::Args;

@@ -2,7 +2,7 @@
 //!
 //! Owns: finding the sandbox of a container. Never: starting one. Called by verbs.
 
-use crate::oci_state::OciState;
+use bulkhead_shim::oci_state::OciState;
 use crate::report::Report;
 use bulkhead_model::failure::chain;
 use bulkhead_model::plan::BUNDLE_PATH_ANNOTATION;
@@ -165,6 +165,15 @@ impl Context {
             .filter(|plan| plan.id == SandboxId::from(id))
             .and_then(|plan| plan.recorded.get(BUNDLE_PATH_ANNOTATION).map(PathBuf::from));
         OciState::creating(id, bundle.unwrap_or_default())
+    }
+}
+
+impl Context {
+    /// Reports warnings, a line each.
+    pub(crate) fn warn_all(&self, lines: Vec<String>) {
+        for line in lines {
+            self.report.warning(&line);
+        }
     }
 }
 

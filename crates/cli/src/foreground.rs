@@ -8,7 +8,7 @@
 //! Owns: the wait of a foreground `run` and `exec`. Never: starts or removes anything.
 
 use crate::interrupt::Interrupts;
-use crate::stub::Stub;
+use bulkhead_shim::stub::Stub;
 use bulkhead_host::deadline::{Deadline, poll};
 use bulkhead_host::pty::{RawMode, Relay, RelayEvent};
 use bulkhead_model::{Failure, FailureKind};

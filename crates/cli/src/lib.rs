@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  argv[0] containerd-shim-bulkhead-v2 ─► shim
-//!  supervisor | stub | fsd (hidden)    ─► those mains, before any option is parsed
+//!  supervisor | stub | pause | fsd     ─► those mains (hidden), before any option is parsed
 //!  everything else                     ─► invocation ─► verbs ─► supervisor's socket
 //! ```
 //! Owns: dispatch, and turning failures into messages and exit statuses. Never: decides anything about
@@ -22,15 +22,11 @@ mod fsd;
 mod go_duration;
 mod go_style;
 mod guest;
-mod hooks;
-mod host_facts;
 mod interrupt;
 mod invocation;
-mod oci_state;
 mod pid_file;
 mod report;
 mod signal;
-mod stub;
 mod tool;
 mod verbs;
 
@@ -39,6 +35,7 @@ use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::Layout;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
+use bulkhead_shim::{containerd, stub};
 use context::Context;
 use invocation::{Global, Invocation, Verb};
 use report::{LogFormat, Report};
@@ -55,8 +52,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut words = words.into_iter();
     let name = words.next().unwrap_or_default();
     if Path::new(&name).file_name().is_some_and(|name| name == SHIM_NAME) {
-        eprintln!("{SHIM_NAME} is not supported yet: use the OCI command line, `bulkhead`");
-        return ExitCode::FAILURE;
+        return containerd::main(words);
     }
     let words: Vec<OsString> = words.collect();
     let hidden = words.first().and_then(|word| word.to_str()).unwrap_or_default();
@@ -67,6 +63,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             Some(fd) => stub::main(fd),
             None => ExitCode::from(stub::LOST),
         },
+        "pause" => containerd::pause_main(),
         "fsd" => fsd_main(rest),
         _ => command_line(words),
     }
@@ -155,7 +152,7 @@ fn run(invocation: Invocation) -> ExitCode {
         println!(
             "bulkhead version {}\nspec: {}",
             env!("CARGO_PKG_VERSION"),
-            oci_state::OCI_VERSION
+            bulkhead_shim::oci_state::OCI_VERSION
         );
         return ExitCode::SUCCESS;
     }

@@ -8,25 +8,17 @@
 
 mod lab;
 
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the binary's module, its main unused here"
-)]
-#[path = "../src/stub/mod.rs"]
-mod stub;
-
 use bulkhead_host::{process, pty};
 use bulkhead_model::{ExitStatus, Failure, FailureKind};
 use bulkhead_sandbox::{Command, Notice, Reply, StdioSet};
 use bulkhead_shim::Message;
+use bulkhead_shim::stub::{self, Stdio, StubError};
 use lab::*;
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use stub::{Stdio, StubError};
 
 #[test]
 #[ignore = "needs root"]

@@ -9,6 +9,7 @@ mod factory;
 mod kind;
 mod monitor;
 mod mount;
+mod root_mount;
 mod share;
 mod volume;
 
@@ -19,6 +20,7 @@ pub use factory::FactoryPlan;
 pub use kind::ContainerKind;
 pub use monitor::NetworkMonitor;
 pub use mount::MountPlan;
+pub use root_mount::RootMount;
 pub use share::Share;
 pub use volume::{NydusImage, OverlayLayer, Verity, VirtualVolume, VolumeContent};
 
@@ -99,6 +101,9 @@ pub struct SandboxPlan {
     /// Templates and waiting VMs (O-21).
     #[serde(default)]
     pub factory: FactoryPlan,
+    /// It stays without containers, until it is told to shut down: something outside the guest stands for the pod.
+    #[serde(default)]
+    pub kept: bool,
     /// More log output of the supervisor (O-22).
     #[serde(default)]
     pub debug: bool,

@@ -2,16 +2,19 @@
 //!
 //! Owns: what can be asked of a sandbox and what it answers. Never: transport (see `shim::client`).
 
+use bulkhead_model::plan::RootMount;
 use bulkhead_model::{
     ContainerId, ContainerPlan, ExitStatus, HostProcess, ProcessKey, SandboxSnapshot, stats::ContainerStats,
 };
 use bulkhead_protocol::GuestProcess;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// Which descriptors of an `Attach` are there; they come in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StdioSet {
-    /// One descriptor: the pty slave in raw mode, used in both directions; then no other flag is set.
+    /// The process gets a terminal. Without another flag one descriptor comes, the pty slave in raw mode, used in both
+    /// directions; otherwise its input and output come apart, as `stdin` and `stdout` say.
     pub terminal: bool,
     /// Standard input follows.
     pub stdin: bool,
@@ -37,6 +40,17 @@ pub enum Command {
         stdio: StdioSet,
         /// Initial terminal size (columns, rows).
         size: Option<(u16, u16)>,
+    },
+    /// Waits for the boot; answers its failure.
+    AwaitBoot,
+    /// Mounts a container's root file system; its create follows. A failure leaves nothing mounted.
+    MountRoot {
+        /// The container.
+        id: ContainerId,
+        /// The directory it is mounted at.
+        target: PathBuf,
+        /// What is mounted there, in order.
+        mounts: Vec<RootMount>,
     },
     /// Makes a container (C-10); waits for the boot if need be. Its stub attached before.
     Create {
@@ -192,6 +206,13 @@ pub enum Notice {
     StreamEnded {
         /// 0 stdin, 1 stdout, 2 stderr.
         stream: u8,
+    },
+    /// The process ended; its output may still be on its way.
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// When: nanoseconds since the Unix epoch.
+        at_ns: u64,
     },
     /// The process ended and all of its output is out: exit with this.
     Exited {

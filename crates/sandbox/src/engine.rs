@@ -48,6 +48,8 @@ pub struct Luggage {
     pub fds: Vec<OwnedFd>,
     /// The connection's ear for notices.
     pub notices: Option<crate::container::Notices>,
+    /// The streams of an `Exec` that has no stub.
+    pub attachment: Option<Attachment>,
 }
 
 impl Handle {
@@ -71,13 +73,13 @@ impl Handle {
                 },
                 Some(notices),
             ) => Some(Attachment {
-                stub: *stub,
+                stub: Some(*stub),
                 set: *stdio,
                 fds: luggage.fds,
                 size: *size,
                 notices,
             }),
-            _ => None,
+            _ => luggage.attachment,
         };
         let (reply, answer) = oneshot::channel();
         self.requests
@@ -99,6 +101,12 @@ impl Handle {
     /// A stub's connection ended.
     pub fn stub_gone(&self, key: ProcessKey, stub: bulkhead_model::HostProcess) {
         let _ = self.stubs.send(Event::StubGone { key, stub });
+    }
+
+    /// The present and what follows; its sender is gone when the sandbox is.
+    #[must_use]
+    pub fn snapshots(&self) -> tokio::sync::watch::Receiver<SandboxSnapshot> {
+        self.published.snapshot.clone()
     }
 
     /// The present.
@@ -228,7 +236,7 @@ impl Engine {
                 Some(event) = self.events.recv() => self.happened(event).await,
                 Some(event) = self.stubs.recv() => self.stub_gone(event).await,
                 Some(_) = self.calloff.recv() => {}
-                () = &mut deadline, if self.world.containers.is_empty() => return None,
+                () = &mut deadline, if self.world.containers.is_empty() && !self.world.plan.kept => return None,
             }
         }
     }
@@ -251,7 +259,7 @@ impl Engine {
 
     async fn stub_gone(&mut self, event: Event) {
         if let Event::StubGone { key, stub } = &event
-            && self.desk.attachments.get(key).is_some_and(|a| a.stub == *stub)
+            && self.desk.attachments.get(key).is_some_and(|a| a.stub == Some(*stub))
         {
             self.desk.attachments.remove(key);
         }
@@ -267,7 +275,7 @@ impl Engine {
         } = request;
         let result = match command {
             Command::Attach { key, .. } => match attachment {
-                Some(again) if self.world.stands_for(&key, again.stub) => {
+                Some(again) if again.stub.is_some_and(|stub| self.world.stands_for(&key, stub)) => {
                     let container = Some(&key.container);
                     let span = span::operation("process", "attach", &self.world.plan.id, container);
                     let attached = span.in_scope(|| self.world.attach_again(&key, again));
@@ -279,6 +287,9 @@ impl Engine {
                 }
                 None => Ok(()),
             },
+            // Verbs are served when the boot is over.
+            Command::AwaitBoot => Ok(()),
+            Command::MountRoot { id, target, mounts } => self.world.mount_root(&id, &target, &mounts),
             Command::Create { plan } => return self.create(plan, reply).await,
             Command::Delete { id, force } => match self.delete(&id, force).await {
                 Ok(true) => return Some(self.end(reply).await),
@@ -287,7 +298,7 @@ impl Engine {
             Command::Shutdown => return Some(self.end(reply).await),
             Command::Start { id } => self.attended(Some(id.clone()), Verb::Start(id)).await,
             Command::Exec { key, process } => {
-                let attachment = self.desk.attachments.remove(&key);
+                let attachment = attachment.or_else(|| self.desk.attachments.remove(&key));
                 let container = key.container.clone();
                 self.attended(Some(container), Verb::Exec(key, process, attachment))
                     .await
@@ -339,7 +350,7 @@ impl Engine {
             let span = span::operation("container", "rollback", &self.world.plan.id, Some(&id));
             self.world.rollback(&id).instrument(span).await;
         }
-        if self.world.containers.is_empty() {
+        if self.world.containers.is_empty() && !self.world.plan.kept {
             // Answer when nothing is left, so that a retry finds the id free.
             let failures = self.tear_down().await;
             self.refuse_all(&error.failure()).await;

@@ -128,6 +128,16 @@ impl SandboxPaths {
     pub fn control_socket(&self) -> PathBuf {
         self.sockets.join("ctl")
     }
+    /// Socket on which the services of containerd's shim are.
+    #[must_use]
+    pub fn task_socket(&self) -> PathBuf {
+        self.sockets.join("task")
+    }
+    /// What the supervisor must know to serve containerd; there only if it does.
+    #[must_use]
+    pub fn shim(&self) -> PathBuf {
+        self.dir.join("shim.json")
+    }
     /// One of the VM's sockets: `qmp`, `control`, `data`, `console`, `fs`.
     #[must_use]
     pub fn vm_socket(&self, name: &str) -> PathBuf {

@@ -28,6 +28,7 @@ pub mod world;
 pub use command::{Command, Notice, Reply, StdioSet};
 pub use engine::{Beginning, Engine, Handle, Luggage};
 pub use error::SandboxError;
+pub use lifecycle::Attachment;
 pub use journal::{Journal, Resource};
 pub use layout::{Layout, SandboxPaths};
 pub use map::ContainerMap;

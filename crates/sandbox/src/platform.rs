@@ -6,6 +6,7 @@
 use crate::journal::Resource;
 use crate::network::{NetworkSource, NetworkSpace};
 use async_trait::async_trait;
+use bulkhead_model::plan::RootMount;
 use bulkhead_model::vm::{Accelerator, SharedFs};
 use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Guest, GuestError};
@@ -120,6 +121,8 @@ pub trait Platform: Send + Sync {
     }
     /// Binds a source into the share; its target is made to match it (M-06).
     fn bind(&self, bind: Bind<'_>) -> io::Result<()>;
+    /// Mounts a root file system at `target`, in order; what was mounted before a failure stays for `undo`.
+    fn mount_root(&self, target: &Path, mounts: &[RootMount]) -> io::Result<()>;
     /// Starts the shared-filesystem daemon.
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>>;
     /// Checks what can be known of the plan's network before anything is made: not the host's own namespace, and

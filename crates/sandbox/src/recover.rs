@@ -170,7 +170,7 @@ impl World {
         let unknown = || SandboxError::NoProcess(key.to_string());
         let container = self.containers.get_mut(&key.container).ok_or_else(unknown)?;
         let process = container.process_mut(key.exec.as_ref()).ok_or_else(unknown)?;
-        if process.host != Some(attachment.stub) {
+        if attachment.stub.is_none() || process.host != attachment.stub {
             return Err(unknown());
         }
         process.notices = Some(attachment.notices);
@@ -181,7 +181,7 @@ impl World {
         let Some(guest) = guest else { return Ok(()) };
         let stdio = process.stdio;
         let mut fds = attachment.fds.into_iter();
-        if attachment.set.terminal {
+        if attachment.set.terminal && !attachment.set.stdin && !attachment.set.stdout {
             if let Some(terminal) = fds.next() {
                 let reader = terminal.try_clone().map_err(|source| SandboxError::Host {
                     step: "duplicating a terminal",

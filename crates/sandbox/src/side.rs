@@ -41,6 +41,8 @@ impl Published {
             Command::Processes { id } => self.spanned("processes", id, self.processes(id)).await,
             Command::Stats { id } => self.spanned("stats", id, self.stats(id)).await,
             Command::Attach { .. }
+            | Command::AwaitBoot
+            | Command::MountRoot { .. }
             | Command::Create { .. }
             | Command::Start { .. }
             | Command::Exec { .. }

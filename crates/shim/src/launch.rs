@@ -10,6 +10,7 @@
 //! Called by `cli`.
 
 use crate::client::Client;
+use crate::containerd::Settings;
 use crate::offline::lock;
 use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
@@ -52,6 +53,18 @@ pub enum Ready {
 /// # Errors
 /// `InvalidArgument` for a network namespace that cannot be had, `AlreadyExists` when the id is in use, otherwise what the supervisor said.
 pub fn supervisor(layout: &Layout, plan: &SandboxPlan) -> Result<Client, Failure> {
+    start(layout, plan, None)
+}
+
+/// [`supervisor`] for one that serves containerd as `shim` says.
+///
+/// # Errors
+/// As [`supervisor`].
+pub fn shim(layout: &Layout, plan: &SandboxPlan, shim: &Settings) -> Result<Client, Failure> {
+    start(layout, plan, Some(shim))
+}
+
+fn start(layout: &Layout, plan: &SandboxPlan, shim: Option<&Settings>) -> Result<Client, Failure> {
     bulkhead_sandbox::host::check_network(plan)?;
     let paths = layout.sandbox(&plan.id);
     make_dir(&layout.sandboxes(), true)?;
@@ -65,7 +78,8 @@ pub fn supervisor(layout: &Layout, plan: &SandboxPlan) -> Result<Client, Failure
         }
         Err(e) => return Err(io_failure("creating", &paths.dir, &e)),
     }
-    let started = write_plan(&paths, plan)
+    let started = write_json(&paths.plan(), plan)
+        .and_then(|()| shim.map_or(Ok(()), |shim| write_json(&paths.shim(), shim)))
         .and_then(|()| lock(&paths).map_err(|e| io_failure("locking", &paths.lock(), &e)))
         .and_then(|held| spawn(layout, &plan.id, &held, false));
     if started.is_err() {
@@ -93,6 +107,13 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
     if let Ok(client) = Client::connect(&paths.control_socket()) {
         return Ok(client);
     }
+    if paths.shim().exists() {
+        // containerd is told that its shim died and cleans up; a successor would be in its way.
+        return Err(Failure::new(
+            FailureKind::Unavailable,
+            format!("the shim of sandbox {id} has ended: expected containerd to remove what is left"),
+        ));
+    }
     let end = Instant::now() + START_DEADLINE;
     loop {
         match lock(&paths) {
@@ -117,14 +138,14 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
     }
 }
 
-fn write_plan(paths: &SandboxPaths, plan: &SandboxPlan) -> Result<(), Failure> {
-    let json = serde_json::to_vec(plan).map_err(|e| {
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_vec(value).map_err(|e| {
         Failure::new(
             FailureKind::Internal,
-            format!("encoding the plan of {}: {e}", plan.id),
+            format!("encoding {}: {e}", path.display()),
         )
     })?;
-    std::fs::write(paths.plan(), json).map_err(|e| io_failure("writing", &paths.plan(), &e))
+    std::fs::write(path, json).map_err(|e| io_failure("writing", path, &e))
 }
 
 /// Starts a supervisor, which inherits the lock.

@@ -4,10 +4,15 @@
 
 pub mod accelerator;
 pub mod client;
+pub mod containerd;
+pub mod hooks;
+pub mod host_facts;
 pub mod launch;
 pub mod logfile;
+pub mod oci_state;
 pub mod offline;
 pub mod server;
+pub mod stub;
 pub mod supervisor;
 
 pub use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths};

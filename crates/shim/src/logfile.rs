@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -61,13 +61,46 @@ impl Write for LogFile {
     }
 }
 
-/// Sends everything traced from here on to `path`; with `spans` also the end of each span, with its fields, its
-/// failure and how long it took. Called once per process.
+/// The FIFO through which containerd takes in its shims' logs, held open both ways so that it may go away and come
+/// back; `None` when there is none.
+fn client_log(path: &Path) -> Option<File> {
+    let is_fifo = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
+    is_fifo.then(|| open.open(path).ok()).flatten()
+}
+
+/// The log and who else reads it.
+struct Lines {
+    file: LogFile,
+    client: Option<File>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(client) = &mut self.client {
+            // One that does not read misses lines; the file has them.
+            let _ = client.write(bytes);
+        }
+        self.file.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Sends everything traced from here on to `path`, and to the FIFO `log` of the bundle, if there is one; with `spans`
+/// also the end of each span, with its fields, its failure and how long it took. Called once per process.
 ///
 /// # Errors
 /// When the file cannot be opened or tracing is set up already.
-pub fn start(path: &Path, debug: bool, spans: bool) -> io::Result<()> {
-    let file = Mutex::new(LogFile::open(path)?);
+pub fn start(path: &Path, bundle: Option<&Path>, debug: bool, spans: bool) -> io::Result<()> {
+    let file = Mutex::new(Lines {
+        file: LogFile::open(path)?,
+        client: bundle.and_then(|bundle| client_log(&bundle.join("log"))),
+    });
     let level = if debug {
         tracing::Level::DEBUG
     } else {

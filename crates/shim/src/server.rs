@@ -118,6 +118,7 @@ async fn connection(mut stream: UnixStream, handle: Handle, gone: CancellationTo
                 let luggage = Luggage {
                     fds,
                     notices: stub.as_ref().map(|_| notices.clone()),
+                    attachment: None,
                 };
                 let call = handle.call(command, luggage);
                 tokio::pin!(call);

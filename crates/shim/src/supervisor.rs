@@ -3,10 +3,12 @@
 //! ```text
 //!  minder ─ fork ─► (replaced when it is killed)
 //!  lock state dir ─► own mount namespace ─► log ─► socket ─► "listening" ─► engine ─► gone
+//!                                                    └─ containerd's: its services too, nobody minds it
 //! ```
 //!
 //! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
 
+use crate::containerd::{Server, Settings};
 use crate::launch::{LOCK_FD, Ready};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
@@ -36,6 +38,11 @@ struct Arguments {
 /// Runs the hidden verb `supervisor`; `arguments` are those after the verb.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = parse(arguments).and_then(|mut arguments| {
+        let paths = Layout::new(&arguments.root).sandbox(&arguments.sandbox);
+        if paths.shim().exists() {
+            // containerd is told of a dead shim and cleans up; nobody takes over.
+            return run(&arguments).map(|()| ExitCode::SUCCESS);
+        }
         let minded = mind(MOST_REPLACEMENTS).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("forking the supervisor: {error}"))
         })?;
@@ -105,15 +112,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
     let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
     bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
+    let shim = Settings::read(&paths).map_err(|e| fail("reading its settings", e))?;
+    let bundle = shim.as_ref().map(|shim| shim.bundle.as_path());
     let debug = plan.vm.debug || plan.debug || plan.agent.debug;
-    logfile::start(&paths.log(), debug, plan.trace || plan.agent.tracing)
+    logfile::start(&paths.log(), bundle, debug, plan.trace || plan.agent.tracing)
         .map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
         .build()
         .map_err(|e| fail("starting its runtime", e))?;
-    let failures = runtime.block_on(supervise(arguments, plan, paths))?;
+    let failures = runtime.block_on(supervise(arguments, plan, paths, shim))?;
     for failure in &failures {
         tracing::error!(failure, "left behind");
     }
@@ -136,6 +145,7 @@ async fn supervise(
     arguments: &Arguments,
     plan: SandboxPlan,
     paths: SandboxPaths,
+    shim: Option<Settings>,
 ) -> Result<Vec<String>, Failure> {
     let fail = |step: &str, error: io::Error| {
         Failure::new(
@@ -169,7 +179,7 @@ async fn supervise(
             tokio::net::UnixListener::from_std(listener)
         })
         .map_err(|e| fail("listening", e))?;
-    let stub_paths = paths.clone();
+    let (stub_paths, shim_plan) = (paths.clone(), plan.clone());
     let process = this_process().map_err(|e| fail("looking at itself", e))?;
     let (mut world, published, events) = World::new(
         plan,
@@ -187,6 +197,14 @@ async fn supervise(
     };
     let (engine, handle) = Engine::new(world, published, events);
     let stubs = known_stubs(&handle, &stub_paths).await;
+    let services = match shim {
+        Some(shim) => Some(
+            Server::start(handle.clone(), stub_paths, shim_plan, shim)
+                .await
+                .map_err(|e| fail("listening for containerd", e))?,
+        ),
+        None => None,
+    };
     let gone = CancellationToken::new();
     let serving = tokio::spawn(server::serve(listener, stubs, handle, gone.clone()));
     say(&Ready::Listening);
@@ -194,6 +212,9 @@ async fn supervise(
     gone.cancel();
     if let Err(error) = serving.await {
         tracing::error!(%error, "the server task");
+    }
+    if let Some(services) = services {
+        services.finish().await;
     }
     Ok(failures)
 }

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::context::{BOOT, Context, snapshot, unfinished};
-use crate::hooks;
+use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, State};
 use bulkhead_sandbox::Command;
 use bulkhead_shim::{launch, offline};
@@ -65,7 +65,7 @@ pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result
     result?;
     if let Some(mut container) = container {
         container.state = State::Stopped;
-        hooks::poststop(context, &container);
+        context.warn_all(hooks::run_each(HookKind::Poststop, &container));
     }
     Ok(())
 }

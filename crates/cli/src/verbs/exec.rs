@@ -7,7 +7,7 @@ use crate::context::{CALL, Context, Found};
 use crate::exec_process::{self, ProcessFlags};
 use crate::exit_status::VerbClass;
 use crate::interrupt::{self, Interrupts};
-use crate::stub::{self, StubRequest};
+use bulkhead_shim::stub::{self, StubRequest};
 use crate::{foreground, pid_file};
 use bulkhead_model::{ExecId, Failure, FailureKind, ProcessKey, State};
 use bulkhead_sandbox::Command;

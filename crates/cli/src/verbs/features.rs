@@ -4,7 +4,7 @@
 
 use super::{Outcome, print_json};
 use crate::context::Context;
-use crate::oci_state::OCI_VERSION;
+use bulkhead_shim::oci_state::OCI_VERSION;
 use clap::Args;
 use serde_json::{Value, json};
 

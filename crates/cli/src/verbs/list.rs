@@ -2,7 +2,7 @@
 
 use super::{Outcome, print_text};
 use crate::context::Context;
-use crate::oci_state::OciState;
+use bulkhead_shim::oci_state::OciState;
 use bulkhead_model::{ContainerId, Failure, FailureKind, SandboxId, SandboxSnapshot};
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;

@@ -5,7 +5,8 @@ use crate::bring_up::{BundleFlags, Created, bring_up, in_runc_words};
 use crate::context::{CALL, Context, snapshot};
 use crate::exit_status::VerbClass;
 use crate::interrupt::{self, Interrupts};
-use crate::{foreground, hooks};
+use crate::foreground;
+use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::Command;
 use clap::Args;
@@ -85,7 +86,7 @@ fn start(context: &Context, created: &mut Created, interrupts: &Interrupts) -> R
     if created.plan.spec.hooks().is_some()
         && let Some(container) = snapshot(&mut created.client)?.containers.get(&id)
     {
-        hooks::poststart(context, container);
+        context.warn_all(hooks::run_each(HookKind::Poststart, container));
     }
     Ok(())
 }

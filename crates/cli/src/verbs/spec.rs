@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::context::Context;
-use crate::oci_state::OCI_VERSION;
+use bulkhead_shim::oci_state::OCI_VERSION;
 use bulkhead_model::{Failure, FailureKind};
 use clap::Args;
 use serde::Serialize;

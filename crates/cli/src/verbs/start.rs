@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::context::{CALL, Context};
-use crate::hooks;
+use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_model::{ContainerSnapshot, Failure, FailureKind, State};
 use bulkhead_sandbox::Command;
 use clap::Args;
@@ -26,7 +26,7 @@ impl Start {
         found.done(&Command::Start { id: found.id.clone() }, CALL)?;
         let mut container = found.container;
         container.state = State::Running;
-        hooks::poststart(context, &container);
+        context.warn_all(hooks::run_each(HookKind::Poststart, &container));
         Ok(0)
     }
 }

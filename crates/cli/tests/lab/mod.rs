@@ -1,6 +1,6 @@
 //! A bundle, a fake supervisor and an engine's way in, for the tests of the stub.
 
-use crate::stub::{self, Stdio, Stub, StubRequest};
+use bulkhead_shim::stub::{self, Stdio, Stub, StubRequest};
 use bulkhead_host::deadline::Deadline;
 use bulkhead_host::{fdpass, process};
 use bulkhead_model::{ContainerPlan, ExitStatus, ProcessKey};

@@ -75,6 +75,7 @@ pub(super) fn sandbox(
             vm_cache_number: settings.factory.vm_cache_number,
             vm_cache_endpoint: settings.factory.vm_cache_endpoint.clone(),
         },
+        kept: false,
         debug: runtime.enable_debug,
         trace: runtime.enable_tracing,
     })

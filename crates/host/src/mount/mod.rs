@@ -11,6 +11,7 @@
 mod count;
 mod facts;
 mod info;
+mod options;
 mod root;
 mod tree;
 
@@ -20,5 +21,6 @@ pub use facts::{
     is_block_device, is_device_mapper, is_docker_volume, is_host_device, is_symlink, is_system_mount,
 };
 pub use info::{MountInfo, MountInfoError, parse, read};
+pub use options::mount_by_options;
 pub use root::{InRoot, TargetKind};
 pub use tree::{Attributes, MountError, Propagation, Tree, move_to_root, propagate, restrict, unmount};

@@ -21,6 +21,7 @@ use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
 use bulkhead_host::mount::{Propagation, Tree, propagate};
 use bulkhead_host::process::{alive, wait_gone};
+use bulkhead_model::plan::RootMount;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
@@ -218,6 +219,16 @@ impl Platform for RealHost {
 
     fn bind(&self, bind: Bind<'_>) -> io::Result<()> {
         bind::bind(bind)
+    }
+
+    fn mount_root(&self, target: &Path, mounts: &[RootMount]) -> io::Result<()> {
+        for one in mounts {
+            let target = target.join(one.target.trim_start_matches('/'));
+            std::fs::create_dir_all(&target)?;
+            bulkhead_host::mount::mount_by_options(&one.fs_type, &one.source, &target, &one.options)
+                .map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {

@@ -13,11 +13,11 @@ use std::os::fd::OwnedFd;
 /// From this many on, stubs that have ended are forgotten before another is noted.
 const MANY_STUBS: usize = 64;
 
-/// A stub that reported for duty.
+/// A stub that reported for duty, or the streams of a process that has none.
 #[derive(Debug)]
 pub struct Attachment {
     /// The stub.
-    pub stub: HostProcess,
+    pub stub: Option<HostProcess>,
     /// Which descriptors there are.
     pub set: StdioSet,
     /// They, in order.
@@ -47,7 +47,7 @@ impl World {
         }
         let live = self.live()?;
         if self.containers.is_empty() && self.network.is_none() {
-            self.join_network(attachment.as_ref().map(|it| it.stub)).await?;
+            self.join_network(attachment.as_ref().and_then(|it| it.stub)).await?;
         }
         let platform = std::sync::Arc::clone(&self.platform);
         let mut failed_random = None;
@@ -152,13 +152,9 @@ impl World {
             size,
             notices,
         } = attachment;
-        process.host = Some(stub);
-        if self.stubs.len() >= MANY_STUBS {
-            self.stubs.retain(|stub| self.platform.runs(*stub));
-        }
-        self.stubs.push(stub);
-        for warning in self.platform.join_cgroup(&self.cgroup_procs, stub) {
-            tracing::warn!(%warning, "the stub could not join a cgroup");
+        process.host = stub;
+        if let Some(stub) = stub {
+            self.note_stub(stub);
         }
         process.notices = Some(notices);
         let mut next = || {
@@ -181,7 +177,7 @@ impl World {
                 expected: "one descriptor a stream",
             })
         };
-        if set.terminal {
+        if set.terminal && !set.stdin && !set.stdout {
             let terminal = take()?;
             let reader = terminal.try_clone().map_err(|source| SandboxError::Host {
                 step: "duplicating a terminal",
@@ -207,6 +203,18 @@ impl World {
         }
         process.stdio = stdio;
         Ok(())
+    }
+}
+
+impl World {
+    fn note_stub(&mut self, stub: HostProcess) {
+        if self.stubs.len() >= MANY_STUBS {
+            self.stubs.retain(|stub| self.platform.runs(*stub));
+        }
+        self.stubs.push(stub);
+        for warning in self.platform.join_cgroup(&self.cgroup_procs, stub) {
+            tracing::warn!(%warning, "the stub could not join a cgroup");
+        }
     }
 }
 

@@ -22,6 +22,11 @@ impl World {
     /// # Errors
     /// State errors; steps that fail are logged and done again by the sandbox's end.
     pub async fn delete(&mut self, id: &ContainerId, force: bool) -> Result<bool, SandboxError> {
+        if force && !self.containers.contains_key(id) && self.holds_for(id) {
+            // Its create ended before there was a container.
+            self.rollback(id).await;
+            return Ok(false);
+        }
         let container = self.container(id)?;
         let state = container.state();
         if !force && !matches!(state, State::Ready | State::Stopped) {
@@ -31,7 +36,8 @@ impl World {
                 expected: "stopped, or --force",
             });
         }
-        let ends_sandbox = container.plan.creates_sandbox || self.containers.len() == 1;
+        let ends_sandbox =
+            !self.plan.kept && (container.plan.creates_sandbox || self.containers.len() == 1);
         if !ends_sandbox {
             self.stop(id, true).await?;
             if let Ok(live) = self.live()

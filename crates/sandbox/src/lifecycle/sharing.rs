@@ -14,6 +14,7 @@ use crate::share::Share;
 use crate::span;
 use crate::world::World;
 use bulkhead_model::ContainerId;
+use bulkhead_model::plan::RootMount;
 use std::io;
 use std::path::Path;
 
@@ -81,6 +82,59 @@ impl World {
                 .map_err(|e| SandboxError::mount(&share.source, &share.destination, e))?;
         }
         Ok(())
+    }
+
+    /// Mounts a container's root file system at `target`, before its create. Every mount is in the journal as the
+    /// container's, so that whatever ends the container unmounts it.
+    pub(crate) fn mount_root(
+        &mut self,
+        id: &ContainerId,
+        target: &Path,
+        mounts: &[RootMount],
+    ) -> Result<(), SandboxError> {
+        if self.containers.contains_key(id) {
+            return Err(SandboxError::InUse {
+                what: "container",
+                id: id.to_string(),
+            });
+        }
+        let namespace = self
+            .platform
+            .mount_namespace()
+            .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
+        let resources: Vec<Resource> = mounts
+            .iter()
+            .map(|mount| Resource::Mount {
+                path: target.join(mount.target.trim_start_matches('/')),
+                namespace,
+                container: Some(id.clone()),
+            })
+            .collect();
+        let entries = self
+            .journal
+            .intend_all(resources.clone())
+            .map_err(|e| SandboxError::host("writing the journal", self.paths.journal(), e))?;
+        let Err(error) = self.platform.mount_root(target, mounts) else {
+            return Ok(());
+        };
+        for resource in resources.iter().rev() {
+            if let Err(error) = self.platform.undo(resource) {
+                tracing::error!(%error, container = %id, "unmounting a root file system; the sandbox's end tries again");
+                return Err(SandboxError::host("mounting the root file system at", target, error));
+            }
+        }
+        if let Err(error) = self.journal.release_all(&entries) {
+            tracing::error!(%error, "writing the journal");
+        }
+        Err(SandboxError::host("mounting the root file system at", target, error))
+    }
+
+    /// Whether anything on the host is held for a container.
+    pub(crate) fn holds_for(&self, id: &ContainerId) -> bool {
+        self.journal
+            .held()
+            .iter()
+            .any(|(_, resource)| resource.belongs_to(id))
     }
 
     /// Takes all of a container's files out of the share, newest first. Every mount is tried, every failure is

@@ -124,6 +124,14 @@ impl Platform for FakeHost {
         self.ledger.mounts.lock().unwrap().insert(bind.target.to_owned());
         self.faults.step("bind")
     }
+    fn mount_root(&self, target: &Path, mounts: &[bulkhead_model::plan::RootMount]) -> io::Result<()> {
+        for one in mounts {
+            let target = target.join(one.target.trim_start_matches('/'));
+            self.ledger.mounts.lock().unwrap().insert(target);
+            self.faults.step("mount_root")?;
+        }
+        Ok(())
+    }
     async fn spawn_fsd(&self, launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
         assert!(!launch.marker.is_empty());
         self.faults.slow_step("spawn_fsd").await?;

@@ -266,6 +266,7 @@ pub async fn attach(
     let luggage = Luggage {
         fds: vec![null(), null(), null()],
         notices: Some(notices),
+        attachment: None,
     };
     handle.call(command, luggage).await?;
     Ok(ear)

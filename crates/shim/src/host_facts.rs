@@ -6,11 +6,11 @@ use bulkhead_config::HostFacts;
 
 /// The facts, as of now.
 #[must_use]
-pub(crate) fn read() -> HostFacts {
+pub fn read() -> HostFacts {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     HostFacts::from_texts(
         &text("/sys/devices/system/cpu/online"),
         &text("/proc/meminfo"),
-        bulkhead_shim::accelerator::probe().accelerator,
+        crate::accelerator::probe().accelerator,
     )
 }

@@ -3,14 +3,14 @@
 //! Owns: the stub until the verb lets it go: dropping a [`Stub`] kills it. Never: waits without a deadline.
 
 use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, RENEW_FD, Report};
-use super::request::{Namespaces, NetworkChoice, Stdio, StubRequest};
+use super::request::{Handover, Namespaces, NetworkChoice, Stdio, StubRequest};
 use bulkhead_host::netns::{Netns, NetnsError};
 use bulkhead_host::process::{self, Child, Exit, IdentityError, MARKER, Namespace, Spawn, SpawnError};
 use bulkhead_host::pty;
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey};
 use bulkhead_sandbox::{Command, StdioSet};
-use bulkhead_shim::{Client, Message};
+use crate::{Client, Message};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +29,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why there is no stub. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StubError {
+pub enum StubError {
     /// The supervisor's socket does not answer.
     #[error("connecting to the supervisor at {}", path.display())]
     Connect {
@@ -68,7 +68,7 @@ pub(crate) enum StubError {
 impl StubError {
     /// As users and clients see it.
     #[must_use]
-    pub(crate) fn to_failure(&self) -> Failure {
+    pub fn to_failure(&self) -> Failure {
         match self {
             Self::Stub(failure) | Self::Refused(failure) => failure.clone(),
             Self::Netns(_) => Failure::from_chain(FailureKind::InvalidArgument, self),
@@ -81,17 +81,17 @@ impl StubError {
 
 /// A stub at work. Dropping it kills it, which kills its process; [`Stub::leave`] does not.
 #[derive(Debug)]
-pub(crate) struct Stub {
+pub struct Stub {
     child: Option<Child>,
     process: HostProcess,
     /// What the host refused (cgroups) and what its view leaves out: for the log.
-    pub(crate) refusals: Vec<String>,
+    pub refusals: Vec<String>,
 }
 
 impl Stub {
     /// The process whose pid is the container's on the host.
     #[must_use]
-    pub(crate) fn process(&self) -> HostProcess {
+    pub fn process(&self) -> HostProcess {
         self.process
     }
 
@@ -99,7 +99,7 @@ impl Stub {
     ///
     /// # Errors
     /// What poll(2) and waitid(2) report.
-    pub(crate) fn wait(&self, within: Duration) -> io::Result<Option<u8>> {
+    pub fn wait(&self, within: Duration) -> io::Result<Option<u8>> {
         let Some(child) = &self.child else { return Ok(None) };
         Ok(child.wait(within)?.map(|exit| match exit {
             Exit::Code(code) => u8::try_from(code).unwrap_or(super::LOST),
@@ -111,19 +111,19 @@ impl Stub {
     ///
     /// # Errors
     /// What pidfd_send_signal(2) reports.
-    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.child.as_ref().map_or(Ok(()), |child| child.signal(signal))
     }
 
     /// Lets it go on without this process.
-    pub(crate) fn leave(mut self) -> HostProcess {
+    pub fn leave(mut self) -> HostProcess {
         self.child = None;
         self.process
     }
 
     /// Its pidfd, readable when it has ended.
     #[must_use]
-    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.child.as_ref().map(AsFd::as_fd)
     }
 }
@@ -141,7 +141,7 @@ impl Drop for Stub {
 ///
 /// # Errors
 /// [`StubError`]; nothing is left then.
-pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
+pub fn spawn(request: StubRequest) -> Result<Stub, StubError> {
     let lost = |step| move |source| StubError::Lost { step, source };
     let mut client = Client::connect(&request.control_socket).map_err(|source| StubError::Connect {
         path: request.control_socket.clone(),
@@ -153,10 +153,13 @@ pub(crate) fn spawn(request: StubRequest) -> Result<Stub, StubError> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(lost("duplicating the connection"))?;
-    let stdio = Duplicates::of(&request.stdio).map_err(lost("duplicating its streams"))?;
+    let stdio = match request.handover {
+        Some(handover) => handover,
+        None => duplicates(&request.stdio).map_err(lost("duplicating its streams"))?,
+    };
     let mut order = Order {
         key: request.key.clone(),
-        terminal: stdio.set.terminal,
+        terminal: matches!(request.stdio, Stdio::Terminal(_)),
         log: request.log.is_some(),
         view: None,
     };
@@ -270,7 +273,7 @@ fn introduce(
     order: &Order,
     channel: &UnixStream,
     client: &mut Client,
-    stdio: &Duplicates,
+    stdio: &Handover,
 ) -> Result<(), StubError> {
     let lost = |step| move |source| StubError::Lost { step, source };
     channel
@@ -307,42 +310,34 @@ fn introduce(
     order::send(channel, &Go { attach }).map_err(lost("sending it to work"))
 }
 
-/// What goes to the supervisor.
-struct Duplicates {
-    set: StdioSet,
-    fds: Vec<OwnedFd>,
-    size: Option<(u16, u16)>,
-}
-
-impl Duplicates {
-    fn of(stdio: &Stdio) -> io::Result<Self> {
-        let mut set = StdioSet::default();
-        let mut fds = Vec::new();
-        let mut size = None;
-        match stdio {
-            Stdio::Terminal(slave) => {
-                set.terminal = true;
-                size = pty::window_size(slave.as_fd())
-                    .ok()
-                    .filter(|size| size.columns > 0 && size.rows > 0)
-                    .map(|size| (size.columns, size.rows));
-                fds.push(slave.try_clone()?);
-            }
-            Stdio::Streams {
-                stdin,
-                stdout,
-                stderr,
-            } => {
-                set.stdin = stdin.is_some();
-                set.stdout = stdout.is_some();
-                set.stderr = stderr.is_some();
-                for fd in [stdin, stdout, stderr].into_iter().flatten() {
-                    fds.push(fd.try_clone()?);
-                }
+/// What goes to the supervisor when the stub has the streams too.
+fn duplicates(stdio: &Stdio) -> io::Result<Handover> {
+    let mut set = StdioSet::default();
+    let mut fds = Vec::new();
+    let mut size = None;
+    match stdio {
+        Stdio::Terminal(slave) => {
+            set.terminal = true;
+            size = pty::window_size(slave.as_fd())
+                .ok()
+                .filter(|size| size.columns > 0 && size.rows > 0)
+                .map(|size| (size.columns, size.rows));
+            fds.push(slave.try_clone()?);
+        }
+        Stdio::Streams {
+            stdin,
+            stdout,
+            stderr,
+        } => {
+            set.stdin = stdin.is_some();
+            set.stdout = stdout.is_some();
+            set.stderr = stderr.is_some();
+            for fd in [stdin, stdout, stderr].into_iter().flatten() {
+                fds.push(fd.try_clone()?);
             }
         }
-        Ok(Self { set, fds, size })
     }
+    Ok(Handover { set, fds, size })
 }
 
 /// For the reports of the stub: an error and its causes in one line.

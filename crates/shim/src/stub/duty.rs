@@ -18,7 +18,7 @@ use bulkhead_host::pty::{self, RawMode};
 use bulkhead_host::signals::Signals;
 use bulkhead_model::{FailureKind, ProcessKey};
 use bulkhead_sandbox::{Command, Notice};
-use bulkhead_shim::{Client, Message};
+use crate::{Client, Message};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags};
 use nix::sched::CloneFlags;
@@ -211,6 +211,8 @@ impl Duty {
             Ok(Message::Notice(Notice::Exited { status })) => {
                 Ok(Some(u8::try_from(status.code()).unwrap_or(LOST)))
             }
+            // Its output may still be on its way through the descriptors kept here.
+            Ok(Message::Notice(Notice::Ended { .. })) => Ok(None),
             Ok(Message::Notice(Notice::StreamEnded { stream })) => {
                 self.end_stream(stream);
                 Ok(None)

@@ -10,37 +10,37 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Version of the OCI runtime specification that is followed.
-pub(crate) const OCI_VERSION: &str = "1.1.0";
+pub const OCI_VERSION: &str = "1.1.0";
 
 /// The state of one container; field order is that of runc's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct OciState {
+pub struct OciState {
     /// Of the specification.
-    pub(crate) oci_version: String,
+    pub oci_version: String,
     /// Container id.
-    pub(crate) id: String,
+    pub id: String,
     /// Host pid of the process that stands for it, 0 once stopped.
-    pub(crate) pid: i32,
+    pub pid: i32,
     /// `creating`, `created`, `running`, `paused` or `stopped`.
-    pub(crate) status: String,
+    pub status: String,
     /// Bundle directory.
-    pub(crate) bundle: PathBuf,
+    pub bundle: PathBuf,
     /// Root file system on the host.
-    pub(crate) rootfs: PathBuf,
+    pub rootfs: PathBuf,
     /// When it was created, RFC 3339 with nanoseconds.
-    pub(crate) created: String,
+    pub created: String,
     /// Annotations, left out when there are none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) annotations: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
     /// Name of the user who owns it; filled in by `list` only, as runc does.
-    pub(crate) owner: String,
+    pub owner: String,
 }
 
 impl OciState {
     /// Of a container as published by its sandbox.
     #[must_use]
-    pub(crate) fn of(container: &ContainerSnapshot) -> Self {
+    pub fn of(container: &ContainerSnapshot) -> Self {
         let pid = match container.state {
             State::Stopped => 0,
             State::Ready | State::Running | State::Paused => container.init.host.map_or(0, |p| p.pid),
@@ -60,7 +60,7 @@ impl OciState {
 
     /// Of a container whose create is under way; `bundle` is empty if it is not known yet.
     #[must_use]
-    pub(crate) fn creating(id: &ContainerId, bundle: PathBuf) -> Self {
+    pub fn creating(id: &ContainerId, bundle: PathBuf) -> Self {
         Self {
             oci_version: OCI_VERSION.to_owned(),
             id: id.to_string(),
@@ -77,7 +77,7 @@ impl OciState {
 
 /// Nanoseconds since the Unix epoch as RFC 3339 in UTC, without trailing zeros.
 #[must_use]
-pub(crate) fn rfc3339(nanoseconds: u64) -> String {
+pub fn rfc3339(nanoseconds: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanoseconds))
         .ok()
         .and_then(|at| at.format(&Rfc3339).ok())

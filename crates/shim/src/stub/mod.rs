@@ -13,7 +13,7 @@
 //!
 //! Owns: the namespaces engines see behind the pid, the stub's copies of the stdio, its exit status. Never:
 //! data (it flows between supervisor and the stdio directly), and no thread. Called by `create`, `run`,
-//! `exec`.
+//! `exec` and the task service.
 
 mod duty;
 mod order;
@@ -21,21 +21,19 @@ mod request;
 mod spawn;
 mod view;
 
-pub(crate) use request::{Stdio, StubRequest};
-#[allow(unused_imports, reason = "tests match on it; verbs turn it into a failure")]
-pub(crate) use spawn::StubError;
-pub(crate) use spawn::{Stub, spawn};
-pub(crate) use view::View;
+pub use request::{Handover, Namespaces, NetworkChoice, Stdio, StubRequest};
+pub use spawn::{Stub, StubError, spawn};
+pub use view::View;
 
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 /// Exit status of a stub that lost its supervisor or could not begin.
-pub(crate) const LOST: u8 = 255;
+pub const LOST: u8 = 255;
 
 /// The hidden verb's main: `fd` is the channel to the verb that started it.
 #[must_use]
-pub(crate) fn main(fd: RawFd) -> ExitCode {
+pub fn main(fd: RawFd) -> ExitCode {
     match duty::run(fd) {
         Ok(code) => ExitCode::from(code),
         Err(_) => ExitCode::from(LOST),

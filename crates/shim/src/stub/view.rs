@@ -39,7 +39,7 @@ const DEVICES: [(&str, u64); 5] = [
 
 /// Why the view could not be built.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ViewError {
+pub enum ViewError {
     /// A mount failed that everything stands on.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -74,7 +74,7 @@ enum VolumeKind {
 
 /// The description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct View {
+pub struct View {
     rootfs: PathBuf,
     read_only: bool,
     hostname: Option<String>,
@@ -89,7 +89,7 @@ impl View {
     /// (sysfs, cgroup, mqueue, `/dev/shm`) and binds of host devices, `/proc` and `/sys`, which do not reach
     /// the guest (C-30), are not in it.
     #[must_use]
-    pub(crate) fn of(plan: &ContainerPlan) -> Self {
+    pub fn of(plan: &ContainerPlan) -> Self {
         let spec = &plan.spec;
         let linux = spec.linux().as_ref();
         let paths = |list: Option<&Option<Vec<String>>>| -> Vec<PathBuf> {

@@ -3,13 +3,14 @@
 //! Owns: the request and its defaults from a plan. Never: starts anything.
 
 use super::View;
+use bulkhead_sandbox::StdioSet;
 use bulkhead_model::{ContainerPlan, HostProcess, ProcessKey, oci};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The standard streams of the process, as the stub holds them.
 #[derive(Debug)]
-pub(crate) enum Stdio {
+pub enum Stdio {
     /// The slave of a pseudo-terminal; the stub puts it into raw mode and makes it its controlling terminal.
     Terminal(OwnedFd),
     /// Separate streams; one that is `None` is `/dev/null` on the stub and not there for the process.
@@ -28,7 +29,7 @@ impl Stdio {
     ///
     /// # Errors
     /// What fcntl(2) reports; a stream that is closed is `None`, not an error.
-    pub(crate) fn inherit() -> std::io::Result<Self> {
+    pub fn inherit() -> std::io::Result<Self> {
         use std::os::fd::AsFd;
         let duplicate = |fd: std::os::fd::BorrowedFd<'_>| match fd.try_clone_to_owned() {
             Ok(fd) => Ok(Some(fd)),
@@ -43,9 +44,20 @@ impl Stdio {
     }
 }
 
+/// Streams for the supervisor alone: a stub without any of its own goes with them.
+#[derive(Debug)]
+pub struct Handover {
+    /// Which there are.
+    pub set: StdioSet,
+    /// They, in that order.
+    pub fds: Vec<OwnedFd>,
+    /// Initial terminal size (columns, rows).
+    pub size: Option<(u16, u16)>,
+}
+
 /// Where the stub lives.
 #[derive(Debug)]
-pub(crate) enum Namespaces {
+pub enum Namespaces {
     /// New ones: for a container.
     New {
         /// What the mount namespace shows.
@@ -59,7 +71,7 @@ pub(crate) enum Namespaces {
 
 /// The stub's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NetworkChoice {
+pub enum NetworkChoice {
     /// The one at this path.
     Path(PathBuf),
     /// A new, empty one.
@@ -71,7 +83,7 @@ pub(crate) enum NetworkChoice {
 impl NetworkChoice {
     /// What the spec says: of several network namespaces the last path that is not empty (O-05).
     #[must_use]
-    pub(crate) fn of(spec: &oci::Spec) -> Self {
+    pub fn of(spec: &oci::Spec) -> Self {
         let all: Vec<&oci::LinuxNamespace> = spec
             .linux()
             .iter()
@@ -94,29 +106,31 @@ impl NetworkChoice {
 
 /// A stub to be started.
 #[derive(Debug)]
-pub(crate) struct StubRequest {
+pub struct StubRequest {
     /// The process it stands for.
-    pub(crate) key: ProcessKey,
+    pub key: ProcessKey,
     /// The supervisor's control socket.
-    pub(crate) control_socket: PathBuf,
+    pub control_socket: PathBuf,
     /// Value of `BULKHEAD_SANDBOX` in its environment: `<sandbox marker>/stub`.
-    pub(crate) marker: String,
-    /// The process's streams.
-    pub(crate) stdio: Stdio,
+    pub marker: String,
+    /// The streams the stub holds, duplicates of which the supervisor gets.
+    pub stdio: Stdio,
+    /// What the supervisor gets in place of those duplicates.
+    pub handover: Option<Handover>,
     /// Where it lives.
-    pub(crate) namespaces: Namespaces,
+    pub namespaces: Namespaces,
     /// `cgroup.procs` files it joins; refusals are reported in [`super::Stub::refusals`].
-    pub(crate) cgroup_procs: Vec<PathBuf>,
+    pub cgroup_procs: Vec<PathBuf>,
     /// Where it writes a line when something goes wrong later on; opened for appending.
-    pub(crate) log: Option<OwnedFd>,
+    pub log: Option<OwnedFd>,
     /// The program; `None` is this one (tests name another).
-    pub(crate) program: Option<PathBuf>,
+    pub program: Option<PathBuf>,
 }
 
 impl StubRequest {
     /// For a container's own process: its view and network namespace from the plan.
     #[must_use]
-    pub(crate) fn for_container(
+    pub fn for_container(
         plan: &ContainerPlan,
         control_socket: PathBuf,
         marker: &str,
@@ -130,6 +144,7 @@ impl StubRequest {
             control_socket,
             marker: format!("{marker}/stub"),
             stdio,
+            handover: None,
             namespaces: Namespaces::New {
                 view: Box::new(View::of(plan)),
                 network: NetworkChoice::of(&plan.spec),
@@ -142,7 +157,7 @@ impl StubRequest {
 
     /// For a further process: it joins the namespaces of the container's stub.
     #[must_use]
-    pub(crate) fn for_exec(
+    pub fn for_exec(
         key: ProcessKey,
         container_stub: HostProcess,
         control_socket: PathBuf,
@@ -154,6 +169,7 @@ impl StubRequest {
             control_socket,
             marker: format!("{marker}/stub"),
             stdio,
+            handover: None,
             namespaces: Namespaces::Join(container_stub),
             cgroup_procs: Vec::new(),
             log: None,

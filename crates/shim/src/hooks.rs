@@ -9,9 +9,9 @@
 //! | poststop | after the container is gone | host | is logged |
 //!
 //! Owns: running one kind of hooks of a spec: state on standard input, environment as given, time-out.
-//! Never: which hooks a spec may have. Called by create, run, start and delete.
+//! Never: which hooks a spec may have. Called by the verbs create, run, start and delete, and by the task
+//! service.
 
-use crate::context::Context;
 use crate::oci_state::OciState;
 use bulkhead_host::deadline::{Deadline, readable};
 use bulkhead_host::process::{IdentityError, open_exact, start_time};
@@ -38,7 +38,7 @@ const QUOTED_BYTES: u64 = 2048;
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HookKind {
+pub enum HookKind {
     /// Deprecated by the specification, still in use.
     Prestart,
     /// Same moment and place as prestart.
@@ -54,7 +54,7 @@ pub(crate) enum HookKind {
 impl HookKind {
     /// The name in config.json.
     #[must_use]
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Prestart => "prestart",
             Self::CreateRuntime => "createRuntime",
@@ -108,7 +108,7 @@ fn quoted(output: &str) -> String {
 ///
 /// # Errors
 /// The first hook that fails, by kind, position and path; the following ones do not run.
-pub(crate) fn run(
+pub fn run(
     kind: HookKind,
     hooks: &oci::Hooks,
     state: &OciState,
@@ -127,31 +127,22 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Runs the poststart hooks of a container; a failure is logged and the next one runs.
-pub(crate) fn poststart(context: &Context, container: &ContainerSnapshot) {
-    run_logged(HookKind::Poststart, context, container);
-}
-
-/// Runs the poststop hooks of a container; a failure is logged and the next one runs.
-pub(crate) fn poststop(context: &Context, container: &ContainerSnapshot) {
-    run_logged(HookKind::Poststop, context, container);
-}
-
-fn run_logged(kind: HookKind, context: &Context, container: &ContainerSnapshot) {
+/// Runs all hooks of one kind of a container that exists or existed: every one runs, and those that fail are
+/// returned, a line each.
+#[must_use]
+pub fn run_each(kind: HookKind, container: &ContainerSnapshot) -> Vec<String> {
     let hooks = match of_bundle(&container.bundle) {
         Ok(Some(hooks)) => hooks,
-        Ok(None) => return,
-        Err(why) => return context.report.warning(&why),
+        Ok(None) => return Vec::new(),
+        Err(why) => return vec![why],
     };
     let state = OciState::of(container);
-    for (index, hook) in kind.of(&hooks).iter().enumerate() {
-        if let Err(error) = one(kind, hook, &state, None) {
-            let (kind, path) = (kind.name(), hook.path().display());
-            context
-                .report
-                .warning(&format!("hook hooks.{kind}[{index}] {path}: {}", chain(&error)));
-        }
-    }
+    let failed = kind.of(&hooks).iter().enumerate().filter_map(|(index, hook)| {
+        let error = one(kind, hook, &state, None).err()?;
+        let (kind, path) = (kind.name(), hook.path().display());
+        Some(format!("hook hooks.{kind}[{index}] {path}: {}", chain(&error)))
+    });
+    failed.collect()
 }
 
 /// The hooks of a bundle whose config.json was valid when its container was created.

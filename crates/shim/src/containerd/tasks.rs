@@ -1,0 +1,598 @@
+//! The containers of one sandbox as containerd knows them.
+//!
+//! ```text
+//!  create ─► (creating) ─► Task ─► start ─► … ─► delete ─► gone
+//!                │  delete meanwhile: called off         └─ follow: ends and output, told as events
+//! ```
+//!
+//! Owns: the records and the events. Never: the sandbox; every change of it is a `sandbox::Command`. Called by the
+//! services.
+
+use super::publisher::Publisher;
+use super::settings::Settings;
+use super::task::{Body, End, Process, Stage, Task};
+use crate::hooks::{self, HookKind};
+use bulkhead_model::failure::chain;
+use bulkhead_model::{
+    ContainerId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxPlan, State,
+};
+use bulkhead_protocol::GuestProcess;
+use bulkhead_sandbox::{Command, ContainerMap, Handle, Luggage, Reply, SandboxPaths};
+use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::topics;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How long a delete waits for output that nobody reads; runc's shim waits as long.
+pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For reaping a stub that was told to exit.
+const STUB_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is known under an id.
+pub(super) enum Entry {
+    /// A create is under way; cancelling calls it off.
+    Creating(CancellationToken),
+    /// It is there.
+    There(Arc<Task>),
+}
+
+/// The records and what they are made with.
+pub(super) struct Tasks {
+    pub(super) handle: Handle,
+    pub(super) paths: SandboxPaths,
+    pub(super) plan: SandboxPlan,
+    pub(super) settings: Settings,
+    pub(super) publisher: Publisher,
+    /// Cancelled when containerd is done with this shim.
+    pub(super) over: CancellationToken,
+    /// How the boot ended.
+    pub(super) boot: watch::Receiver<Option<Result<(), Failure>>>,
+    records: Mutex<BTreeMap<ContainerId, Entry>>,
+    changed: Notify,
+}
+
+impl Tasks {
+    pub(super) fn new(
+        handle: Handle,
+        paths: SandboxPaths,
+        plan: SandboxPlan,
+        settings: Settings,
+    ) -> Arc<Self> {
+        let publisher = Publisher::new(&settings.events_address, &settings.namespace);
+        let (booted, boot) = watch::channel(None);
+        let asked = handle.clone();
+        tokio::spawn(async move {
+            let result = asked.call(Command::AwaitBoot, Luggage::default()).await;
+            booted.send_replace(Some(result.map(drop)));
+        });
+        Arc::new(Self {
+            handle,
+            paths,
+            plan,
+            settings,
+            publisher,
+            over: CancellationToken::new(),
+            boot,
+            records: Mutex::new(BTreeMap::new()),
+            changed: Notify::new(),
+        })
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Entry>> {
+        // Every change of the map is one call.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the sandbox.
+    pub(super) async fn call(&self, command: Command) -> Result<Reply, Failure> {
+        self.handle.call(command, Luggage::default()).await
+    }
+
+    /// The container map of the sandbox's root (K-01).
+    pub(super) fn map(&self) -> ContainerMap {
+        ContainerMap::new(self.paths.containers.clone())
+    }
+
+    /// Waits for the end of the boot.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub(super) async fn booted(&self) -> Result<(), Failure> {
+        let mut boot = self.boot.clone();
+        match boot.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(result)) => result.clone(),
+            // The asking task ends with an answer.
+            _ => Err(Failure::new(FailureKind::Internal, "the boot's end is not known")),
+        }
+    }
+
+    /// A container.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(super) fn task(&self, id: &str) -> Result<Arc<Task>, Failure> {
+        let unknown = || Failure::new(FailureKind::NotFound, format!("container {id} does not exist"));
+        let key = ContainerId::new(id).map_err(|_| unknown())?;
+        match self.records().get(&key) {
+            Some(Entry::There(task)) => Ok(Arc::clone(task)),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// Reserves an id for a create.
+    ///
+    /// # Errors
+    /// `AlreadyExists`.
+    pub(super) fn reserve(&self, id: &ContainerId) -> Result<CancellationToken, Failure> {
+        let mut records = self.records();
+        if records.contains_key(id) {
+            return Err(Failure::new(
+                FailureKind::AlreadyExists,
+                format!("container with id {id} already in use"),
+            ));
+        }
+        let token = CancellationToken::new();
+        records.insert(id.clone(), Entry::Creating(token.clone()));
+        Ok(token)
+    }
+
+    pub(super) fn put(&self, task: &Arc<Task>) {
+        self.records()
+            .insert(task.id.clone(), Entry::There(Arc::clone(task)));
+    }
+
+    pub(super) fn forget(&self, id: &ContainerId) {
+        self.records().remove(id);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether containerd has anything here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records().is_empty()
+    }
+
+    /// Waits until there is nothing here and has been for `long`.
+    pub(super) async fn idle(&self, long: Duration) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_empty() {
+                let _ = tokio::time::timeout(long, changed).await;
+                if self.is_empty() {
+                    return;
+                }
+            } else {
+                changed.await;
+            }
+        }
+    }
+
+    /// The container that stands for the pod.
+    pub(super) fn pause(&self) -> Option<Arc<Task>> {
+        self.records().values().find_map(|entry| match entry {
+            Entry::There(task) if task.is_pause() => Some(Arc::clone(task)),
+            _ => None,
+        })
+    }
+}
+
+/// Nanoseconds since the Unix epoch as a protobuf timestamp.
+pub(super) fn timestamp(at_ns: u64) -> MessageField<Timestamp> {
+    Some(Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_nanos(at_ns))).into()
+}
+
+pub(super) fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| u64::try_from(since.as_nanos()).ok())
+        .unwrap_or(0)
+}
+
+/// A process that nobody saw end: its VM is gone.
+fn lost() -> End {
+    End::new(ExitStatus::Signal(9), now_ns())
+}
+
+/// The state does not allow it.
+pub(super) fn precondition(message: String) -> Failure {
+    Failure::new(FailureKind::FailedPrecondition, message)
+}
+
+impl Tasks {
+    /// Lets a created container run.
+    ///
+    /// # Errors
+    /// A container that was started or has ended; what the guest reports.
+    pub(super) async fn start(&self, task: &Arc<Task>) -> Result<u32, Failure> {
+        let process = &task.init;
+        let _turn = process.turn.lock().await;
+        startable(process)?;
+        if task.is_pause() {
+            self.booted().await?;
+        } else {
+            self.call(Command::Start { id: task.id.clone() })
+                .await
+                .map_err(in_runc_words)?;
+        }
+        process.started();
+        self.publisher.publish(
+            topics::TASK_START_EVENT_TOPIC,
+            &TaskStart {
+                container_id: task.id.to_string(),
+                pid: process.pid(),
+                ..TaskStart::default()
+            },
+        );
+        if !task.is_pause() {
+            self.run_hooks(HookKind::Poststart, task).await;
+        }
+        Ok(process.pid())
+    }
+
+    /// Runs hooks whose failures are logged.
+    async fn run_hooks(&self, kind: HookKind, task: &Task) {
+        let Some(container) = self.handle.snapshot().containers.get(&task.id).cloned() else {
+            return;
+        };
+        self.run_hooks_of(kind, container).await;
+    }
+
+    async fn run_hooks_of(&self, kind: HookKind, container: bulkhead_model::ContainerSnapshot) {
+        let run = tokio::task::spawn_blocking(move || hooks::run_each(kind, &container));
+        for line in run.await.unwrap_or_default() {
+            tracing::warn!("{line}");
+        }
+    }
+
+    /// Follows a container's own process to its end.
+    pub(super) async fn follow(self: Arc<Self>, task: Arc<Task>) {
+        let process = Arc::clone(&task.init);
+        match &task.body {
+            Body::Pause(pause) => {
+                let end = match pause.ended().await {
+                    Ok(status) => End::new(status, now_ns()),
+                    Err(error) => {
+                        tracing::error!(%error, "watching the pod's own process");
+                        lost()
+                    }
+                };
+                self.tell_end(&process, end).await;
+            }
+            Body::Guest(_) => {
+                let end = self.guest_ended(&task.id, |container| {
+                    let exit = container.init.exit?;
+                    Some(End::new(exit, container.init.exited_ns.unwrap_or_else(now_ns)))
+                });
+                let end = end.await.unwrap_or_else(lost);
+                self.tell_end(&process, end).await;
+                self.guest_ended(&task.id, |container| container.init.delivered.then_some(()))
+                    .await;
+            }
+        }
+        process.drained();
+        if let Some(stub) = task.take_stub() {
+            // Told by the engine; as its parent this process takes its status.
+            tokio::task::spawn_blocking(move || {
+                if !matches!(stub.wait(STUB_DEADLINE), Ok(Some(_))) {
+                    tracing::warn!("a stub does not exit: it is killed");
+                }
+            });
+        }
+    }
+
+    /// Waits until a container shows something; `None` when it is gone, or the sandbox.
+    async fn guest_ended<T>(
+        &self,
+        id: &ContainerId,
+        seen: impl Fn(&bulkhead_model::ContainerSnapshot) -> Option<T>,
+    ) -> Option<T> {
+        let mut snapshots = self.handle.snapshots();
+        loop {
+            {
+                let snapshot = snapshots.borrow_and_update();
+                if let Some(found) = seen(snapshot.containers.get(id)?) {
+                    return Some(found);
+                }
+            }
+            snapshots.changed().await.ok()?;
+        }
+    }
+
+    /// Records an end and tells it, after the start was told.
+    pub(super) async fn tell_end(&self, process: &Process, end: End) {
+        let _turn = process.turn.lock().await;
+        if !process.ended(end) {
+            return;
+        }
+        let key = &process.key;
+        self.publisher.publish(
+            topics::TASK_EXIT_EVENT_TOPIC,
+            &TaskExit {
+                container_id: key.container.to_string(),
+                id: key
+                    .exec
+                    .as_ref()
+                    .map_or_else(|| key.container.to_string(), ToString::to_string),
+                pid: process.pid(),
+                exit_status: end.status,
+                exited_at: timestamp(end.at_ns),
+                ..TaskExit::default()
+            },
+        );
+    }
+
+    /// Tells every container the guest killed something of for want of memory.
+    pub(super) async fn follow_memory(self: Arc<Self>) {
+        let mut snapshots = self.handle.snapshots();
+        let mut told: BTreeMap<ContainerId, u64> = BTreeMap::new();
+        loop {
+            let counts: Vec<(ContainerId, u64)> = snapshots
+                .borrow_and_update()
+                .containers
+                .iter()
+                .map(|(id, container)| (id.clone(), container.out_of_memory))
+                .collect();
+            for (id, count) in counts {
+                if count > told.get(&id).copied().unwrap_or(0) {
+                    let event = TaskOOM {
+                        container_id: id.to_string(),
+                        ..TaskOOM::default()
+                    };
+                    self.publisher.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+                    told.insert(id, count);
+                }
+            }
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `NotFound` for a process that has ended, as runc's shim answers.
+    pub(super) async fn kill(&self, task: &Task, exec: &str, signal: u32, all: bool) -> Result<(), Failure> {
+        let process = task.process(exec)?;
+        let finished = || Failure::new(FailureKind::NotFound, "process already finished");
+        if process.end().is_some() {
+            return Err(finished());
+        }
+        let number = i32::try_from(signal).unwrap_or(i32::MAX);
+        if let Body::Pause(pause) = &task.body {
+            return pause
+                .signal(number)
+                .map_err(|e| Failure::new(FailureKind::InvalidArgument, format!("signal {number}: {e}")));
+        }
+        if process.key.exec.is_some() && process.stage() == Stage::Added {
+            return Err(precondition(format!("process {exec:?} was not started")));
+        }
+        let result = self
+            .call(Command::Signal {
+                key: process.key.clone(),
+                signal: number,
+                all,
+            })
+            .await;
+        match result {
+            Err(failure) if failure.kind == FailureKind::FailedPrecondition => Err(finished()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Removes a container that is not running.
+    ///
+    /// # Errors
+    /// A running one.
+    pub(super) async fn delete(&self, task: &Arc<Task>) -> Result<(u32, End), Failure> {
+        let process = &task.init;
+        let end = match (process.end(), process.stage()) {
+            (Some(end), _) => end,
+            (None, Stage::Added) => End {
+                status: 0,
+                at_ns: now_ns(),
+            },
+            (None, Stage::Started) => {
+                return Err(precondition(format!("cannot delete a running process: container {}", task.id)));
+            }
+        };
+        match &task.body {
+            Body::Pause(pause) => {
+                // A pod that was never started has one that runs.
+                let _ = pause.signal(nix::libc::SIGKILL);
+                self.shut_down().await?;
+            }
+            Body::Guest(_) => {
+                if process.end().is_some() {
+                    let _ = tokio::time::timeout(DRAIN_DEADLINE, process.wait_drained()).await;
+                }
+                let before = self.handle.snapshot().containers.get(&task.id).cloned();
+                let command = Command::Delete {
+                    id: task.id.clone(),
+                    force: true,
+                };
+                gone_is_done(self.call(command).await)?;
+                if let Some(mut container) = before {
+                    container.state = State::Stopped;
+                    self.run_hooks_of(HookKind::Poststop, container).await;
+                }
+            }
+        }
+        self.forget(&task.id);
+        self.publisher.publish(
+            topics::TASK_DELETE_EVENT_TOPIC,
+            &TaskDelete {
+                container_id: task.id.to_string(),
+                pid: process.pid(),
+                exit_status: end.status,
+                exited_at: timestamp(end.at_ns),
+                ..TaskDelete::default()
+            },
+        );
+        Ok((process.pid(), end))
+    }
+
+    /// Calls off the create of an id; true when there was one.
+    pub(super) async fn call_off(&self, id: &str) -> bool {
+        let Ok(id) = ContainerId::new(id) else { return false };
+        let token = match self.records().get(&id) {
+            Some(Entry::Creating(token)) => token.clone(),
+            _ => return false,
+        };
+        token.cancel();
+        loop {
+            let changed = self.changed.notified();
+            if !matches!(self.records().get(&id), Some(Entry::Creating(_))) {
+                return true;
+            }
+            changed.await;
+        }
+    }
+
+    /// Takes the sandbox down.
+    ///
+    /// # Errors
+    /// What could not be undone.
+    pub(super) async fn shut_down(&self) -> Result<(), Failure> {
+        gone_is_done(self.call(Command::Shutdown).await)
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// A container that does not run.
+    pub(super) async fn pause_task(&self, task: &Task) -> Result<(), Failure> {
+        in_guest(task, "pause")?;
+        self.call(Command::Pause { id: task.id.clone() }).await?;
+        let event = TaskPaused {
+            container_id: task.id.to_string(),
+            ..TaskPaused::default()
+        };
+        self.publisher.publish(topics::TASK_PAUSED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// A container that is not paused.
+    pub(super) async fn resume_task(&self, task: &Task) -> Result<(), Failure> {
+        in_guest(task, "resume")?;
+        self.call(Command::Resume { id: task.id.clone() }).await?;
+        let event = TaskResumed {
+            container_id: task.id.to_string(),
+            ..TaskResumed::default()
+        };
+        self.publisher.publish(topics::TASK_RESUMED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Sets the window size, now or when the process starts.
+    ///
+    /// # Errors
+    /// A process that has ended.
+    pub(super) async fn resize(&self, task: &Task, exec: &str, width: u32, height: u32) -> Result<(), Failure> {
+        let process = task.process(exec)?;
+        let limit = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+        let (columns, rows) = (limit(width), limit(height));
+        if !process.uris.terminal || task.is_pause() {
+            return Ok(());
+        }
+        if process.key.exec.is_some() && process.stage() == Stage::Added {
+            process.set_size((columns, rows));
+            return Ok(());
+        }
+        let key = process.key.clone();
+        self.call(Command::Resize { key, columns, rows }).await.map(drop)
+    }
+
+    /// The processes of a container, by their pids in the guest.
+    ///
+    /// # Errors
+    /// A container that has ended.
+    pub(super) async fn processes(&self, task: &Task) -> Result<Vec<GuestProcess>, Failure> {
+        if task.is_pause() {
+            return Ok(vec![GuestProcess {
+                pid: i32::try_from(task.init.pid()).unwrap_or(0),
+                ..GuestProcess::default()
+            }]);
+        }
+        match self.call(Command::Processes { id: task.id.clone() }).await? {
+            Reply::Processes { processes } => Ok(processes),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// A process is started once, and before it has ended.
+pub(super) fn startable(process: &Process) -> Result<(), Failure> {
+    let why = match (process.end(), process.stage()) {
+        (None, Stage::Added) => return Ok(()),
+        (None, Stage::Started) => "cannot start a running process",
+        (Some(_), _) => "cannot start a stopped process",
+    };
+    Err(precondition(format!("{why}: {}", process.key)))
+}
+
+/// What only a container in the guest can do.
+pub(super) fn in_guest(task: &Task, operation: &str) -> Result<(), Failure> {
+    if task.is_pause() {
+        return Err(Failure::new(
+            FailureKind::Unsupported,
+            format!("cannot {operation} container {}: it only stands for its pod", task.id),
+        ));
+    }
+    Ok(())
+}
+
+/// What is gone already is what was asked for.
+fn gone_is_done(result: Result<Reply, Failure>) -> Result<(), Failure> {
+    match result {
+        Err(failure) if failure.kind == FailureKind::NotFound => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// The program of a process could not be started: in the words clients look for.
+pub(super) fn in_runc_words(failure: Failure) -> Failure {
+    match failure.kind {
+        FailureKind::ProgramNotFound | FailureKind::ProgramNotExecutable => Failure {
+            message: format!(
+                "OCI runtime start failed: unable to start container process: {}",
+                failure.message
+            ),
+            ..failure
+        },
+        _ => failure,
+    }
+}
+
+pub(super) fn unexpected(reply: &Reply) -> Failure {
+    Failure::new(
+        FailureKind::Internal,
+        format!("the sandbox answered something else: {reply:?}"),
+    )
+}
+
+/// For blocking work on behalf of a call.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?
+}
+
+/// The key of a container's own process.
+pub(super) fn own(id: &ContainerId) -> ProcessKey {
+    ProcessKey {
+        container: id.clone(),
+        exec: None,
+    }
+}
