@@ -19,6 +19,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "tests"),
     ("runc", "the conformance tests run on it too"),
     ("crun", "comparison in the bench"),
+    ("containerd", "the tests of its shim"),
+    ("containernetworking-plugins", "pods in the tests of containerd's shim"),
 ];
 
 const APT_DEADLINE: Duration = Duration::from_secs(1800);

@@ -15,7 +15,7 @@ use crate::offline::lock;
 use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
-use bulkhead_sandbox::{Layout, SandboxPaths};
+use bulkhead_sandbox::Layout;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use std::fs::File;

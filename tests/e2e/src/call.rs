@@ -46,9 +46,10 @@ pub struct Outcome {
 }
 
 impl Call {
-    /// Of a program; output goes to files `<dir>/<number>.out` and `.err`: a pipe would be kept open by a
+    /// Of a program, shown as `line`; output goes to files `<dir>/<number>.out` and `.err`: a pipe would be kept open by a
     /// container that outlives the verb.
-    pub(crate) fn new(spawn: Spawn, line: String, dir: &Path, number: usize, deadline: Duration) -> Self {
+    #[must_use]
+    pub fn new(spawn: Spawn, line: String, dir: &Path, number: usize, deadline: Duration) -> Self {
         Self {
             spawn,
             line,

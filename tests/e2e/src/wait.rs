@@ -49,6 +49,17 @@ impl Lines {
         }
     }
 
+    /// Whether a line that contains `word` has come; it counts as seen then.
+    pub fn is_there(&mut self, word: &str) -> bool {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line.clone());
+            if line.contains(word) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Waits for the end of the stream; returns the lines that were not asked for.
     #[track_caller]
     pub fn rest(mut self, within: Duration) -> Vec<String> {

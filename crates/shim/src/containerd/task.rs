@@ -228,10 +228,6 @@ impl Task {
         locked(&self.execs).remove(id);
     }
 
-    pub(super) fn execs(&self) -> Vec<Arc<Process>> {
-        locked(&self.execs).values().cloned().collect()
-    }
-
     /// Whether it stands for its pod.
     pub(super) fn is_pause(&self) -> bool {
         matches!(self.body, Body::Pause(_))

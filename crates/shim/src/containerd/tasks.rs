@@ -139,6 +139,7 @@ impl Tasks {
         }
         let token = CancellationToken::new();
         records.insert(id.clone(), Entry::Creating(token.clone()));
+        self.changed.notify_waiters();
         Ok(token)
     }
 
@@ -157,17 +158,14 @@ impl Tasks {
         self.records().is_empty()
     }
 
-    /// Waits until there is nothing here and has been for `long`.
+    /// Waits until there has been nothing here for `long`.
     pub(super) async fn idle(&self, long: Duration) {
         loop {
             let changed = self.changed.notified();
-            if self.is_empty() {
-                let _ = tokio::time::timeout(long, changed).await;
-                if self.is_empty() {
-                    return;
-                }
-            } else {
+            if !self.is_empty() {
                 changed.await;
+            } else if tokio::time::timeout(long, changed).await.is_err() && self.is_empty() {
+                return;
             }
         }
     }

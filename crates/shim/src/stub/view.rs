@@ -39,7 +39,7 @@ const DEVICES: [(&str, u64); 5] = [
 
 /// Why the view could not be built.
 #[derive(Debug, thiserror::Error)]
-pub enum ViewError {
+pub(super) enum ViewError {
     /// A mount failed that everything stands on.
     #[error(transparent)]
     Mount(#[from] MountError),
