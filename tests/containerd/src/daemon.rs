@@ -226,6 +226,12 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             return;
         }
+        if self.engine == Engine::Runc {
+            // runc leaves the directory of the namespace.
+            for entry in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+                let _ = std::fs::remove_dir(entry.path().join(self.place.token()));
+            }
+        }
         // containerd's own: nothing of a test's.
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let root = self.place.dir().display().to_string();

@@ -1,4 +1,4 @@
-//! Images made on the spot: busybox, and a pause image whose program is never run.
+//! Images made on the spot: busybox, and one for the own container of a pod.
 //!
 //! Owns: the archive `ctr image import` takes. Never: a registry.
 
@@ -38,15 +38,15 @@ pub(crate) fn busybox(to: &Path) {
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n";
     entry(&mut layer, "etc/passwd", tar::EntryType::Regular, 0o644, passwd);
     entry(&mut layer, "etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nuser:x:1000:\n");
-    archive(to, BUSYBOX, "/bin/sh", layer.into_inner().unwrap());
+    archive(to, BUSYBOX, &["/bin/sh"], layer.into_inner().unwrap());
 }
 
 /// Writes the archive of the pause image.
 pub(crate) fn pause(to: &Path) {
     let program = std::fs::read(PROGRAM).expect("busybox-static is installed");
     let mut layer = tar::Builder::new(Vec::new());
-    entry(&mut layer, "pause", tar::EntryType::Regular, 0o755, &program);
-    archive(to, PAUSE, "/pause", layer.into_inner().unwrap());
+    entry(&mut layer, "busybox", tar::EntryType::Regular, 0o755, &program);
+    archive(to, PAUSE, &["/busybox", "sleep", "1000000"], layer.into_inner().unwrap());
 }
 
 fn entry<W: Write>(tar: &mut tar::Builder<W>, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) {
@@ -57,10 +57,10 @@ fn entry<W: Write>(tar: &mut tar::Builder<W>, path: &str, kind: tar::EntryType, 
     tar.append_data(&mut header, path, content).unwrap();
 }
 
-fn archive(to: &Path, name: &str, program: &str, layer: Vec<u8>) {
+fn archive(to: &Path, name: &str, command: &[&str], layer: Vec<u8>) {
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Cmd": [program], "Env": ["PATH=/bin"] },
+        "config": { "Cmd": command, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))] },
     });
     let config = serde_json::to_vec(&config).unwrap();

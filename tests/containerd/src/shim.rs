@@ -13,6 +13,8 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc::{self, Client, Code, Request};
 use serde_json::{Value, json};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub struct Bundle {
     /// The directory.
     pub dir: PathBuf,
     lower: PathBuf,
+    /// The FIFO the shim's log lines come through.
+    log: std::fs::File,
 }
 
 impl Bundle {
@@ -58,11 +62,29 @@ impl Bundle {
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
         let lower = source.rootfs();
         place.note(place.token(), id);
+        let log = dir.join("log");
+        nix::unistd::mkfifo(&log, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(log)
+            .unwrap();
         Self {
             id: id.to_owned(),
             dir,
             lower,
+            log,
         }
+    }
+
+    /// What came through the log FIFO since the last call.
+    #[must_use]
+    pub fn logged(&self) -> String {
+        let mut text = Vec::new();
+        // Ends with the error that there is nothing more for now.
+        let _ = (&self.log).read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// An overlay as the snapshotter would hand it over.

@@ -126,7 +126,7 @@ impl Tasks {
         &self,
         plan: ContainerPlan,
         mounts: Vec<RootMount>,
-        process: &Process,
+        process: &Arc<Process>,
     ) -> Result<Stub, Failure> {
         let id = plan.id.clone();
         if !mounts.is_empty() {
@@ -149,7 +149,7 @@ impl Tasks {
     }
 
     /// The stub, attached, its hooks run.
-    async fn stub(&self, plan: &ContainerPlan, process: &Process) -> Result<Stub, Failure> {
+    async fn stub(&self, plan: &ContainerPlan, process: &Arc<Process>) -> Result<Stub, Failure> {
         let (plan, paths) = (plan.clone(), self.paths.clone());
         let (uris, namespace) = (process.uris.clone(), self.settings.namespace.clone());
         let made = blocking(move || {

@@ -3,7 +3,7 @@
 //! | name | becomes |
 //! | --- | --- |
 //! | empty | no stream |
-//! | a path, `fifo://path` | the FIFO there, held open both ways for output: a client may go away and come back |
+//! | a path, `fifo://path` | the FIFO there, held open both ways for output: a client may go away and come back; an input ends with its last client |
 //! | a path that is a regular file, `file://path` | the file, appended to |
 //! | `binary://path?key=value` | a program that gets both outputs (see [`super::logger`]) |
 //!
@@ -14,6 +14,7 @@ use crate::stub::Handover;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::StdioSet;
 use nix::fcntl::OFlag;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
 use std::fs::OpenOptions;
 use std::io;
@@ -35,10 +36,32 @@ pub(super) struct Uris {
 pub(super) struct Streams {
     /// For the supervisor.
     pub(super) handover: Handover,
-    /// Keeps the input from ending while no client has it open; dropped to end it.
-    pub(super) keeper: Option<OwnedFd>,
+    /// Keeps the input from ending before a client has had it open.
+    pub(super) keeper: Option<Keeper>,
     /// The logging program, if one was named.
     pub(super) logger: Option<Logger>,
+}
+
+/// A writing end of an input FIFO, so that it does not end before it began. Dropped, the input ends when no client has
+/// it open.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    write: OwnedFd,
+    closed: OwnedFd,
+}
+
+impl Keeper {
+    /// For the FIFO at `path`. Its events are watched before there is a reader: until then no client can open it.
+    fn watch(path: &Path) -> nix::Result<Inotify> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(path, AddWatchFlags::IN_CLOSE_WRITE)?;
+        Ok(inotify)
+    }
+
+    /// The writing end, and a descriptor that becomes readable when a client has closed its own.
+    pub(super) fn split(self) -> (OwnedFd, OwnedFd) {
+        (self.write, self.closed)
+    }
 }
 
 /// Why a stream cannot be opened.
@@ -130,14 +153,22 @@ fn plain<'a>(stream: &'static str, uri: &'a str) -> Result<&'a Path, StreamError
 }
 
 /// The reading end and, for a FIFO, a writing end that keeps it from ending.
-fn input(uri: &str) -> Result<(OwnedFd, Option<OwnedFd>), StreamError> {
+fn input(uri: &str) -> Result<(OwnedFd, Option<Keeper>), StreamError> {
     let path = plain("stdin", uri)?;
+    let closed = Keeper::watch(path).map_err(|errno| StreamError::Open {
+        stream: "stdin",
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
     let read = open_at("stdin", path, OFlag::O_RDONLY)?;
     if !is_fifo(path) {
         return Ok((read, None));
     }
-    let kept = open_at("stdin", path, OFlag::O_WRONLY)?;
-    Ok((read, Some(kept)))
+    let keeper = Keeper {
+        write: open_at("stdin", path, OFlag::O_WRONLY)?,
+        closed: closed.into(),
+    };
+    Ok((read, Some(keeper)))
 }
 
 fn output(stream: &'static str, uri: &str) -> Result<OwnedFd, StreamError> {
@@ -241,7 +272,10 @@ mod tests {
         let mut byte = [0; 2];
         assert_eq!(source.read(&mut byte).unwrap(), 1);
         assert_eq!(source.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(streams.keeper);
+        let (write, closed) = streams.keeper.unwrap().split();
+        let told = bulkhead_host::deadline::readable(&closed, bulkhead_host::deadline::Deadline::NEVER);
+        assert!(told.unwrap(), "the client's close is told");
+        drop(write);
         assert_eq!(source.read(&mut byte).unwrap(), 0);
     }
 

@@ -8,13 +8,14 @@
 
 use super::logger::Logger;
 use super::pause::Pause;
-use super::streams::Uris;
+use super::streams::{Keeper, Uris};
 use crate::stub::Stub;
 use bulkhead_model::{ContainerId, ExecId, ExitStatus, Failure, FailureKind, ProcessKey, oci};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 /// How a process ended and when.
@@ -44,6 +45,17 @@ pub(super) enum Stage {
     Started,
 }
 
+/// What keeps an input open.
+#[derive(Debug)]
+enum Stdin {
+    /// The streams are not open yet, or there is no input.
+    Unknown,
+    /// This writing end does.
+    Kept { _write: OwnedFd },
+    /// Nothing of ours.
+    Closed,
+}
+
 /// One process.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -56,7 +68,7 @@ pub(super) struct Process {
     pid: OnceLock<u32>,
     stage: Mutex<Stage>,
     size: Mutex<Option<(u16, u16)>>,
-    keeper: Mutex<Option<OwnedFd>>,
+    stdin: Mutex<Stdin>,
     logger: Mutex<Option<Logger>>,
     end: watch::Sender<Option<End>>,
     drained: watch::Sender<bool>,
@@ -77,7 +89,7 @@ impl Process {
             pid: OnceLock::new(),
             stage: Mutex::new(Stage::Added),
             size: Mutex::new(None),
-            keeper: Mutex::new(None),
+            stdin: Mutex::new(Stdin::Unknown),
             logger: Mutex::new(None),
             end: watch::Sender::new(None),
             drained: watch::Sender::new(false),
@@ -111,15 +123,33 @@ impl Process {
         *locked(&self.size) = Some(size);
     }
 
-    /// Takes over what has to live as long as its streams.
-    pub(super) fn keep(&self, keeper: Option<OwnedFd>, logger: Option<Logger>) {
-        *locked(&self.keeper) = keeper;
+    /// Takes over what has to live as long as its streams. Needs a tokio runtime with I/O.
+    pub(super) fn keep(self: &Arc<Self>, keeper: Option<Keeper>, logger: Option<Logger>) {
         *locked(&self.logger) = logger;
+        let Some((write, closed)) = keeper.map(Keeper::split) else {
+            return;
+        };
+        {
+            let mut stdin = locked(&self.stdin);
+            if matches!(*stdin, Stdin::Closed) {
+                return;
+            }
+            *stdin = Stdin::Kept { _write: write };
+        }
+        let process = Arc::clone(self);
+        tokio::spawn(async move {
+            let Ok(closed) = AsyncFd::new(closed) else { return };
+            tokio::select! {
+                _ = closed.readable() => {}
+                () = process.wait_drained() => {}
+            }
+            process.close_stdin();
+        });
     }
 
-    /// Its input ends once the clients have closed theirs.
+    /// Its input ends once the clients have closed theirs; also when it is asked for before there is one.
     pub(super) fn close_stdin(&self) {
-        locked(&self.keeper).take();
+        *locked(&self.stdin) = Stdin::Closed;
     }
 
     pub(super) fn end(&self) -> Option<End> {

@@ -30,12 +30,17 @@ on_both! {
         let id = format!("{}-0", place.token());
         let bundle = Bundle::make(&place, &id, "while read word; do echo got $word; done; echo end");
         let shim = Shim::start(&place, engine, &bundle);
-        let (stdin, stdout) = (bundle.fifo("in"), bundle.fifo("out"));
+        let (stdin, stdout, stderr) = (bundle.fifo("in"), bundle.fifo("out"), bundle.fifo("err"));
+        // As clients do: they listen before there is anything to hear.
+        let listen = |path: &str| OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).unwrap();
+        let listening = [listen(&stdout), listen(&stderr)];
         shim.create_as(&bundle, |request| {
             request.stdin.clone_from(&stdin);
             request.stdout.clone_from(&stdout);
+            request.stderr.clone_from(&stderr);
         })
         .unwrap();
+        drop(listening);
         shim.begin(&id, "").unwrap();
         let mut feed = OpenOptions::new().write(true).open(&stdin).unwrap();
         for word in ["one", "two"] {
