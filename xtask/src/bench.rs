@@ -5,6 +5,7 @@
 
 mod bare;
 mod chart;
+mod containerd;
 mod density;
 mod figures;
 mod start;
@@ -22,6 +23,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10)]
         rounds: usize,
     },
+    /// Containers and pods under containerd, beside runc's shim
+    Containerd {
+        /// Rounds; the medians of this many are printed
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// Idle sandboxes until half of the memory is used, then many starts and stops
     Density(density::DensityArguments),
 }
@@ -33,6 +40,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
     }
     match bench {
         Bench::Start { rounds } => start::run(workspace, (*rounds).max(1)),
+        Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1)),
         Bench::Density(arguments) => density::run(workspace, arguments),
     }
 }

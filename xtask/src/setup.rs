@@ -20,7 +20,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("runc", "the conformance tests run on it too"),
     ("crun", "comparison in the bench"),
     ("containerd", "the tests of its shim"),
-    ("containernetworking-plugins", "pods in the tests of containerd's shim"),
+    (
+        "containernetworking-plugins",
+        "pods in the tests of containerd's shim",
+    ),
 ];
 
 const APT_DEADLINE: Duration = Duration::from_secs(1800);

@@ -9,15 +9,15 @@
 
 use crate::console::{Console, ConsoleFlags};
 use crate::context::{BOOT, Context, QUICK};
-use bulkhead_shim::hooks::{self, HookKind};
 use crate::interrupt::{Interrupts, Outcome};
-use bulkhead_shim::oci_state::OciState;
-use bulkhead_shim::stub::{self, Stub, StubRequest};
 use crate::pid_file;
-use bulkhead_shim::host_facts;
 use bulkhead_config::{Config, PlanKind, Plans, Source};
 use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::Command;
+use bulkhead_shim::hooks::{self, HookKind};
+use bulkhead_shim::host_facts;
+use bulkhead_shim::oci_state::OciState;
+use bulkhead_shim::stub::{self, Stub, StubRequest};
 use bulkhead_shim::{Client, launch, offline};
 use clap::Args;
 use std::fs::OpenOptions;

@@ -9,9 +9,9 @@
 //!
 //! Every other combination is an error. Owns: that choice. Never: copies data. Called by create, run, exec.
 
-use bulkhead_shim::stub::Stdio;
 use bulkhead_host::pty::{self, PtyError, WindowSize};
 use bulkhead_model::{Failure, FailureKind, oci};
+use bulkhead_shim::stub::Stdio;
 use clap::Args;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};

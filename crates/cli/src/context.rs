@@ -2,7 +2,6 @@
 //!
 //! Owns: finding the sandbox of a container. Never: starting one. Called by verbs.
 
-use bulkhead_shim::oci_state::OciState;
 use crate::report::Report;
 use bulkhead_model::failure::chain;
 use bulkhead_model::plan::BUNDLE_PATH_ANNOTATION;
@@ -10,6 +9,7 @@ use bulkhead_model::{
     ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, SandboxPlan, SandboxSnapshot,
 };
 use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply, SavedSandbox};
+use bulkhead_shim::oci_state::OciState;
 use bulkhead_shim::{Client, launch};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

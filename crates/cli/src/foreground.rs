@@ -8,10 +8,10 @@
 //! Owns: the wait of a foreground `run` and `exec`. Never: starts or removes anything.
 
 use crate::interrupt::Interrupts;
-use bulkhead_shim::stub::Stub;
 use bulkhead_host::deadline::{Deadline, poll};
 use bulkhead_host::pty::{RawMode, Relay, RelayEvent};
 use bulkhead_model::{Failure, FailureKind};
+use bulkhead_shim::stub::Stub;
 use nix::libc::{SIGCHLD, SIGPIPE, SIGURG, SIGWINCH};
 use nix::poll::{PollFd, PollFlags};
 use std::io;

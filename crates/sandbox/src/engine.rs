@@ -259,7 +259,11 @@ impl Engine {
 
     async fn stub_gone(&mut self, event: Event) {
         if let Event::StubGone { key, stub } = &event
-            && self.desk.attachments.get(key).is_some_and(|a| a.stub == Some(*stub))
+            && self
+                .desk
+                .attachments
+                .get(key)
+                .is_some_and(|a| a.stub == Some(*stub))
         {
             self.desk.attachments.remove(key);
         }

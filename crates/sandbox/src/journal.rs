@@ -47,6 +47,15 @@ pub enum Resource {
         /// Whose mount it is; absent for the sandbox's own.
         container: Option<ContainerId>,
     },
+    /// A mount of a container's root file system, at a mount point that is its engine's.
+    RootMount {
+        /// Mount point.
+        path: PathBuf,
+        /// Device and inode of the mount namespace it is in.
+        namespace: (u64, u64),
+        /// Whose it is.
+        container: ContainerId,
+    },
     /// A network interface made by us.
     Link {
         /// Interface name.
@@ -75,7 +84,14 @@ impl Resource {
     /// Whether it belongs to `container`.
     #[must_use]
     pub fn belongs_to(&self, container: &ContainerId) -> bool {
-        matches!(self, Self::Mount { container: Some(owner), .. } if owner == container)
+        match self {
+            Self::Mount {
+                container: Some(owner),
+                ..
+            }
+            | Self::RootMount { container: owner, .. } => owner == container,
+            _ => false,
+        }
     }
 }
 

@@ -139,12 +139,8 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
-    let json = serde_json::to_vec(value).map_err(|e| {
-        Failure::new(
-            FailureKind::Internal,
-            format!("encoding {}: {e}", path.display()),
-        )
-    })?;
+    let json = serde_json::to_vec(value)
+        .map_err(|e| Failure::new(FailureKind::Internal, format!("encoding {}: {e}", path.display())))?;
     std::fs::write(path, json).map_err(|e| io_failure("writing", path, &e))
 }
 

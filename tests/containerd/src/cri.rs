@@ -4,10 +4,10 @@ use crate::daemon::{CRI_NAMESPACE, Daemon};
 use crate::image::BUSYBOX;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatsRequest, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, ContainerStatsRequest, ContainerStatusRequest,
+    CreateContainerRequest, ExecSyncRequest, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use k8s_cri::v1::{ContainerStats, ContainerStatus, ExecSyncResponse};
 use std::path::PathBuf;
@@ -72,7 +72,9 @@ impl<'a> Cri<'a> {
         work: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, Status> {
         let client = self.client.clone();
-        self.runtime.block_on(work(client)).map(tonic::Response::into_inner)
+        self.runtime
+            .block_on(work(client))
+            .map(tonic::Response::into_inner)
     }
 
     /// Runs a pod.
@@ -142,7 +144,8 @@ impl<'a> Cri<'a> {
         let request = StartContainerRequest {
             container_id: id.to_owned(),
         };
-        self.call(async |mut client| client.start_container(request).await).map(drop)
+        self.call(async |mut client| client.start_container(request).await)
+            .map(drop)
     }
 
     /// Creates and starts a container.
@@ -215,7 +218,8 @@ impl<'a> Cri<'a> {
             container_id: id.to_owned(),
             timeout: patience_s,
         };
-        self.call(async |mut client| client.stop_container(request).await).map(drop)
+        self.call(async |mut client| client.stop_container(request).await)
+            .map(drop)
     }
 
     /// Removes a container, running or not.
@@ -226,7 +230,8 @@ impl<'a> Cri<'a> {
         let request = RemoveContainerRequest {
             container_id: id.to_owned(),
         };
-        self.call(async |mut client| client.remove_container(request).await).map(drop)
+        self.call(async |mut client| client.remove_container(request).await)
+            .map(drop)
     }
 
     /// Stops a pod and all in it.
@@ -237,7 +242,8 @@ impl<'a> Cri<'a> {
         let request = StopPodSandboxRequest {
             pod_sandbox_id: pod.id.clone(),
         };
-        self.call(async |mut client| client.stop_pod_sandbox(request).await).map(drop)
+        self.call(async |mut client| client.stop_pod_sandbox(request).await)
+            .map(drop)
     }
 
     /// Removes a pod and all in it.
@@ -248,6 +254,7 @@ impl<'a> Cri<'a> {
         let request = RemovePodSandboxRequest {
             pod_sandbox_id: pod.id.clone(),
         };
-        self.call(async |mut client| client.remove_pod_sandbox(request).await).map(drop)
+        self.call(async |mut client| client.remove_pod_sandbox(request).await)
+            .map(drop)
     }
 }

@@ -196,7 +196,9 @@ state = "{dir}/state"
     #[must_use]
     pub fn status(&self, id: &str) -> String {
         let list = self.ctr(&["task", "ls"]).run().ok().text();
-        let line = list.lines().find(|line| line.split_whitespace().next() == Some(id));
+        let line = list
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(id));
         line.and_then(|line| line.split_whitespace().nth(2))
             .unwrap_or_default()
             .to_owned()
@@ -228,7 +230,11 @@ impl Drop for Daemon {
         }
         if self.engine == Engine::Runc {
             // runc leaves the directory of the namespace.
-            for entry in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            for entry in std::fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let _ = std::fs::remove_dir(entry.path().join(self.place.token()));
             }
         }

@@ -25,7 +25,13 @@ pub(crate) fn busybox(to: &Path) {
     for directory in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
         entry(&mut layer, directory, tar::EntryType::Directory, 0o755, &[]);
     }
-    entry(&mut layer, "bin/busybox", tar::EntryType::Regular, 0o755, &program);
+    entry(
+        &mut layer,
+        "bin/busybox",
+        tar::EntryType::Regular,
+        0o755,
+        &program,
+    );
     for applet in applets.lines().filter(|name| *name != "busybox") {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -37,7 +43,13 @@ pub(crate) fn busybox(to: &Path) {
     }
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n";
     entry(&mut layer, "etc/passwd", tar::EntryType::Regular, 0o644, passwd);
-    entry(&mut layer, "etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nuser:x:1000:\n");
+    entry(
+        &mut layer,
+        "etc/group",
+        tar::EntryType::Regular,
+        0o644,
+        b"root:x:0:\nuser:x:1000:\n",
+    );
     archive(to, BUSYBOX, &["/bin/sh"], layer.into_inner().unwrap());
 }
 
@@ -46,7 +58,12 @@ pub(crate) fn pause(to: &Path) {
     let program = std::fs::read(PROGRAM).expect("busybox-static is installed");
     let mut layer = tar::Builder::new(Vec::new());
     entry(&mut layer, "busybox", tar::EntryType::Regular, 0o755, &program);
-    archive(to, PAUSE, &["/busybox", "sleep", "1000000"], layer.into_inner().unwrap());
+    archive(
+        to,
+        PAUSE,
+        &["/busybox", "sleep", "1000000"],
+        layer.into_inner().unwrap(),
+    );
 }
 
 fn entry<W: Write>(tar: &mut tar::Builder<W>, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) {
@@ -82,5 +99,8 @@ fn archive(to: &Path, name: &str, command: &[&str], layer: Vec<u8>) {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

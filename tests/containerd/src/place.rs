@@ -93,7 +93,11 @@ impl Place {
     pub fn program(&self, program: &str, args: &[&str]) -> Call {
         let number = self.calls.replace(self.calls.get() + 1);
         let ours = self.dir.join("bin").join(program);
-        let found = if ours.exists() { ours } else { PathBuf::from(program) };
+        let found = if ours.exists() {
+            ours
+        } else {
+            PathBuf::from(program)
+        };
         let spawn = Spawn::new(found)
             .args(args)
             .env("PATH", self.path())
@@ -132,7 +136,9 @@ impl Place {
 
     fn markers(&self) -> Vec<String> {
         let all = self.sandboxes.borrow();
-        all.iter().map(|(namespace, id)| Self::marker(namespace, id)).collect()
+        all.iter()
+            .map(|(namespace, id)| Self::marker(namespace, id))
+            .collect()
     }
 
     /// What is left of the test right now.

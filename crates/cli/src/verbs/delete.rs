@@ -2,9 +2,9 @@
 
 use super::Outcome;
 use crate::context::{BOOT, Context, snapshot, unfinished};
-use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, State};
 use bulkhead_sandbox::Command;
+use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_shim::{launch, offline};
 use clap::Args;
 

@@ -2,8 +2,8 @@
 
 use super::{Outcome, print_text};
 use crate::context::Context;
-use bulkhead_shim::oci_state::OciState;
 use bulkhead_model::{ContainerId, Failure, FailureKind, SandboxId, SandboxSnapshot};
+use bulkhead_shim::oci_state::OciState;
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

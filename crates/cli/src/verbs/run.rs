@@ -4,11 +4,11 @@ use super::{Outcome, delete};
 use crate::bring_up::{BundleFlags, Created, bring_up, in_runc_words};
 use crate::context::{CALL, Context, snapshot};
 use crate::exit_status::VerbClass;
-use crate::interrupt::{self, Interrupts};
 use crate::foreground;
-use bulkhead_shim::hooks::{self, HookKind};
+use crate::interrupt::{self, Interrupts};
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::Command;
+use bulkhead_shim::hooks::{self, HookKind};
 use clap::Args;
 
 /// Options of `run`.

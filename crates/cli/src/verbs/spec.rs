@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use crate::context::Context;
-use bulkhead_shim::oci_state::OCI_VERSION;
 use bulkhead_model::{Failure, FailureKind};
+use bulkhead_shim::oci_state::OCI_VERSION;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};

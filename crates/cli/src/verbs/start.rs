@@ -2,9 +2,9 @@
 
 use super::Outcome;
 use crate::context::{CALL, Context};
-use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_model::{ContainerSnapshot, Failure, FailureKind, State};
 use bulkhead_sandbox::Command;
+use bulkhead_shim::hooks::{self, HookKind};
 use clap::Args;
 
 /// Options of `start`.

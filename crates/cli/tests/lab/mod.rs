@@ -1,11 +1,11 @@
 //! A bundle, a fake supervisor and an engine's way in, for the tests of the stub.
 
-use bulkhead_shim::stub::{self, Stdio, Stub, StubRequest};
 use bulkhead_host::deadline::Deadline;
 use bulkhead_host::{fdpass, process};
 use bulkhead_model::{ContainerPlan, ExitStatus, ProcessKey};
 use bulkhead_sandbox::{Command, Notice, Reply};
 use bulkhead_shim::Message;
+use bulkhead_shim::stub::{self, Stdio, Stub, StubRequest};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};

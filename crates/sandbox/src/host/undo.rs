@@ -32,6 +32,7 @@ pub fn undo(resource: &Resource) -> io::Result<()> {
         Resource::Process { role, process: None } => end_unrecorded(role),
         Resource::Mount { path, namespace, .. } => unmount(path, *namespace),
         Resource::Link { .. } | Resource::Redirect { .. } => super::network::undo(resource),
+        Resource::RootMount { path, namespace, .. } => unmount_here(path, *namespace),
     }
 }
 
@@ -97,12 +98,18 @@ fn remove_cgroups(paths: &[std::path::PathBuf]) -> io::Result<()> {
     first
 }
 
-fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
+/// In another namespace it ends with that namespace's last process.
+fn unmount_here(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
     let ours = std::fs::metadata("/proc/self/ns/mnt")?;
     if (ours.dev(), ours.ino()) == namespace {
         unmount_all(path)?;
     }
-    // In another namespace it ends with that namespace's last process. The empty mount point goes here.
+    Ok(())
+}
+
+fn unmount(path: &Path, namespace: (u64, u64)) -> io::Result<()> {
+    unmount_here(path, namespace)?;
+    // The empty mount point goes here.
     let removed = match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => std::fs::remove_dir(path),
         Ok(_) => std::fs::remove_file(path),

@@ -36,8 +36,7 @@ impl World {
                 expected: "stopped, or --force",
             });
         }
-        let ends_sandbox =
-            !self.plan.kept && (container.plan.creates_sandbox || self.containers.len() == 1);
+        let ends_sandbox = !self.plan.kept && (container.plan.creates_sandbox || self.containers.len() == 1);
         if !ends_sandbox {
             self.stop(id, true).await?;
             if let Ok(live) = self.live()

@@ -104,10 +104,10 @@ impl World {
             .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
         let resources: Vec<Resource> = mounts
             .iter()
-            .map(|mount| Resource::Mount {
+            .map(|mount| Resource::RootMount {
                 path: target.join(mount.target.trim_start_matches('/')),
                 namespace,
-                container: Some(id.clone()),
+                container: id.clone(),
             })
             .collect();
         let entries = self
@@ -120,13 +120,21 @@ impl World {
         for resource in resources.iter().rev() {
             if let Err(error) = self.platform.undo(resource) {
                 tracing::error!(%error, container = %id, "unmounting a root file system; the sandbox's end tries again");
-                return Err(SandboxError::host("mounting the root file system at", target, error));
+                return Err(SandboxError::host(
+                    "mounting the root file system at",
+                    target,
+                    error,
+                ));
             }
         }
         if let Err(error) = self.journal.release_all(&entries) {
             tracing::error!(%error, "writing the journal");
         }
-        Err(SandboxError::host("mounting the root file system at", target, error))
+        Err(SandboxError::host(
+            "mounting the root file system at",
+            target,
+            error,
+        ))
     }
 
     /// Whether anything on the host is held for a container.
@@ -165,7 +173,7 @@ impl World {
                 Ok(()) => released.push(entry),
                 Err(error) => {
                     let path = match resource {
-                        Resource::Mount { path, .. } => path,
+                        Resource::Mount { path, .. } | Resource::RootMount { path, .. } => path,
                         _ => rootfs.clone(),
                     };
                     tracing::error!(%error, host_path = %path.display(), container = %id, "unmounting");

@@ -202,7 +202,7 @@ impl Platform for FakeHost {
                     None => processes.retain(|_, r| r != role),
                 }
             }
-            Resource::Mount { path, .. } => {
+            Resource::Mount { path, .. } | Resource::RootMount { path, .. } => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 self.ledger.note(format!("unmount {name}"));
                 if sticky.as_ref() == Some(path) {

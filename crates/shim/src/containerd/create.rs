@@ -10,10 +10,10 @@
 
 use super::logger::Owner;
 use super::pause::Pause;
+use super::start;
 use super::streams::{self, Uris};
 use super::task::{Body, Process, Task};
 use super::tasks::{Tasks, blocking, in_runc_words, own};
-use super::start;
 use crate::hooks::{self, HookKind};
 use crate::oci_state::OciState;
 use crate::stub::{self, Stdio, Stub, StubRequest};
@@ -71,10 +71,7 @@ impl Tasks {
 
     async fn make(self: &Arc<Self>, id: &ContainerId, creation: Creation) -> Result<Arc<Task>, Failure> {
         let Creation {
-            bundle,
-            mounts,
-            uris,
-            ..
+            bundle, mounts, uris, ..
         } = creation;
         let plan = self.planned(id, &bundle).await?;
         let process = Arc::new(Process::new(own(id), uris.clone(), None));
@@ -164,8 +161,7 @@ impl Tasks {
                 stdout: None,
                 stderr: None,
             };
-            let mut request =
-                StubRequest::for_container(&plan, paths.control_socket(), &paths.marker, none);
+            let mut request = StubRequest::for_container(&plan, paths.control_socket(), &paths.marker, none);
             request.handover = Some(streams.handover);
             request.log = append(&paths.log());
             let stub = stub::spawn(request).map_err(|e| e.to_failure())?;

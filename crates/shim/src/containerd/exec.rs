@@ -22,7 +22,10 @@ impl Tasks {
     pub(super) fn add_exec(&self, task: &Task, id: &str, spec: &[u8], uris: Uris) -> Result<(), Failure> {
         in_guest(task, "exec in")?;
         if task.init.end().is_some() {
-            return Err(precondition(format!("cannot exec in container {} that has stopped", task.id)));
+            return Err(precondition(format!(
+                "cannot exec in container {} that has stopped",
+                task.id
+            )));
         }
         let id = ExecId::new(id).map_err(|e| Failure::from_chain(FailureKind::InvalidArgument, &e))?;
         let mut spec: oci::Process = serde_json::from_slice(spec).map_err(|e| {
@@ -156,7 +159,10 @@ impl Tasks {
                 at_ns: now_ns(),
             },
             (None, Stage::Started) => {
-                return Err(precondition(format!("cannot delete a running process: {}", process.key)));
+                return Err(precondition(format!(
+                    "cannot delete a running process: {}",
+                    process.key
+                )));
             }
         };
         task.forget_exec(exec);

@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn what_containerd_says() {
-        let line = "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start";
+        let line =
+            "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start";
         let expected = Invocation {
             namespace: "k8s.io".into(),
             id: "a".into(),

@@ -12,8 +12,8 @@ use bulkhead_model::HostProcess;
 use bulkhead_model::stats::{BlkioEntry, CgroupStats, ContainerStats, MemoryData, NetworkStats};
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
-use containerd_shim_protos::protobuf::{self, MessageField, MessageFull};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{self, MessageField, MessageFull};
 use std::collections::BTreeMap;
 
 /// `stats` for the clients of this host.
@@ -127,10 +127,7 @@ fn network1(network: &NetworkStats) -> v1::NetworkStat {
 /// The first of these names that is among the raw counters; the guest's are version 2's.
 fn raw(stats: &CgroupStats, names: &[&str]) -> u64 {
     let all: &BTreeMap<String, u64> = &stats.memory_stats.stats;
-    names
-        .iter()
-        .find_map(|name| all.get(*name).copied())
-        .unwrap_or(0)
+    names.iter().find_map(|name| all.get(*name).copied()).unwrap_or(0)
 }
 
 fn memory1(stats: &CgroupStats) -> v1::MemoryStat {
@@ -400,7 +397,15 @@ mod tests {
         };
         cgroup.blkio_stats.service_bytes = vec![entry("Read", 10), entry("Write", 20)];
         cgroup.blkio_stats.serviced = vec![entry("Read", 1)];
-        cgroup.hugetlb_stats = [("2MB".to_owned(), HugetlbStats { usage: 4, max_usage: 5, failcnt: 6 })].into();
+        cgroup.hugetlb_stats = [(
+            "2MB".to_owned(),
+            HugetlbStats {
+                usage: 4,
+                max_usage: 5,
+                failcnt: 6,
+            },
+        )]
+        .into();
         stats.network_stats = vec![NetworkStats {
             name: "eth0".into(),
             tx_bytes: 11,

@@ -59,9 +59,7 @@ impl Pause {
         let started = spawn
             .spawn()
             .map_err(|e| Failure::from_chain(FailureKind::Internal, &e))?;
-        Ok(Self {
-            child: started.child,
-        })
+        Ok(Self { child: started.child })
     }
 
     /// Its pid.

@@ -2,7 +2,7 @@
 //!
 //! | the sandbox's supervisor | the container made the sandbox | it joined |
 //! | --- | --- | --- |
-//! | answers | told to shut down | told to delete it |
+//! | answers | told to shut down, then killed | told to delete it |
 //! | is gone | everything of the sandbox is swept | the same: nobody else is left to do it |
 //! | is there and does not answer | killed, then swept | killed, then swept |
 //!
@@ -65,8 +65,9 @@ fn remove(layout: &Layout, id: &ContainerId, sandbox: &SandboxId) -> Result<(), 
         match client.call(&command, Some(SHUTDOWN_DEADLINE)) {
             Ok(_) => {
                 if command == Command::Shutdown {
-                    // Its end closes the connection.
+                    // Its end closes the connection; whom it would still answer has gone.
                     while client.receive(Some(SHUTDOWN_DEADLINE)).is_ok() {}
+                    end_supervisor(&paths.marker)?;
                 }
                 return Ok(());
             }

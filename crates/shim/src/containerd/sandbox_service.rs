@@ -141,7 +141,9 @@ impl Sandbox for SandboxService {
         };
         if request.verbose {
             for (role, process) in &snapshot.processes {
-                response.info.insert(format!("{role}.pid"), process.pid.to_string());
+                response
+                    .info
+                    .insert(format!("{role}.pid"), process.pid.to_string());
             }
         }
         Ok(response)

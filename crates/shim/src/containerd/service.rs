@@ -143,7 +143,11 @@ impl Task for TaskService {
         })
     }
 
-    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(no_checkpoints());
         }
@@ -260,7 +264,12 @@ impl Task for TaskService {
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let (task, tasks) = (self.task(&request.id)?, Arc::clone(&self.tasks));
-        whole("resume", &request.id, async move { tasks.resume_task(&task).await }).await?;
+        whole(
+            "resume",
+            &request.id,
+            async move { tasks.resume_task(&task).await },
+        )
+        .await?;
         Ok(Empty::new())
     }
 
@@ -319,7 +328,10 @@ impl Task for TaskService {
         whole("update", &id, async move {
             in_guest(&task, "update")?;
             let resources = serde_json::from_slice(&request.resources.value).map_err(|e| {
-                Failure::new(FailureKind::InvalidArgument, format!("the resources of an update: {e}"))
+                Failure::new(
+                    FailureKind::InvalidArgument,
+                    format!("the resources of an update: {e}"),
+                )
             })?;
             let command = Command::Update {
                 id: task.id.clone(),
@@ -418,9 +430,6 @@ impl Tasks {
                 parts.push(*stats);
             }
         }
-        super::tasks::blocking(move || {
-            Ok(metrics::beyond(metrics::of_processes(processes), &parts))
-        })
-        .await
+        super::tasks::blocking(move || Ok(metrics::beyond(metrics::of_processes(processes), &parts))).await
     }
 }

@@ -61,8 +61,12 @@ pub(super) fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
         }
     };
     let address = address(&paths);
-    std::fs::write(bundle.join("address"), &address)
-        .map_err(|e| Failure::new(FailureKind::Internal, format!("writing {}/address: {e}", bundle.display())))?;
+    std::fs::write(bundle.join("address"), &address).map_err(|e| {
+        Failure::new(
+            FailureKind::Internal,
+            format!("writing {}/address: {e}", bundle.display()),
+        )
+    })?;
     Ok(answer(&address))
 }
 

@@ -26,7 +26,9 @@ const fn code(kind: FailureKind) -> Code {
         FailureKind::Unavailable => Code::UNAVAILABLE,
         FailureKind::Cancelled => Code::CANCELLED,
         FailureKind::Unsupported => Code::UNIMPLEMENTED,
-        FailureKind::ProgramNotFound | FailureKind::ProgramNotExecutable | FailureKind::Internal => Code::UNKNOWN,
+        FailureKind::ProgramNotFound | FailureKind::ProgramNotExecutable | FailureKind::Internal => {
+            Code::UNKNOWN
+        }
     }
 }
 

@@ -271,7 +271,10 @@ mod tests {
         drop(client);
         let mut byte = [0; 2];
         assert_eq!(source.read(&mut byte).unwrap(), 1);
-        assert_eq!(source.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            source.read(&mut byte).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         let (write, closed) = streams.keeper.unwrap().split();
         let told = bulkhead_host::deadline::readable(&closed, bulkhead_host::deadline::Deadline::NEVER);
         assert!(told.unwrap(), "the client's close is told");
@@ -287,7 +290,10 @@ mod tests {
                 ..Uris::default()
             };
             let failure = open(&uris, &OWNER).unwrap_err().failure();
-            assert!(failure.message.contains(named) && failure.message.contains("stderr"), "{failure}");
+            assert!(
+                failure.message.contains(named) && failure.message.contains("stderr"),
+                "{failure}"
+            );
         }
     }
 

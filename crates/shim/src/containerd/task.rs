@@ -180,7 +180,10 @@ impl Process {
         match end.wait_for(Option::is_some).await.map(|end| *end) {
             Ok(Some(end)) => end,
             // Not reached while `self` has the sender.
-            _ => End { status: 255, at_ns: 0 },
+            _ => End {
+                status: 255,
+                at_ns: 0,
+            },
         }
     }
 

@@ -13,12 +13,12 @@ use super::settings::Settings;
 use super::task::{Body, End, Process, Stage, Task};
 use crate::hooks::{self, HookKind};
 use bulkhead_model::failure::chain;
-use bulkhead_model::{
-    ContainerId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxPlan, State,
-};
+use bulkhead_model::{ContainerId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxPlan, State};
 use bulkhead_protocol::GuestProcess;
 use bulkhead_sandbox::{Command, ContainerMap, Handle, Luggage, Reply, SandboxPaths};
-use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::topics;
@@ -181,7 +181,10 @@ impl Tasks {
 
 /// Nanoseconds since the Unix epoch as a protobuf timestamp.
 pub(super) fn timestamp(at_ns: u64) -> MessageField<Timestamp> {
-    Some(Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_nanos(at_ns))).into()
+    Some(Timestamp::from(
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(at_ns),
+    ))
+    .into()
 }
 
 pub(super) fn now_ns() -> u64 {
@@ -397,7 +400,10 @@ impl Tasks {
                 at_ns: now_ns(),
             },
             (None, Stage::Started) => {
-                return Err(precondition(format!("cannot delete a running process: container {}", task.id)));
+                return Err(precondition(format!(
+                    "cannot delete a running process: container {}",
+                    task.id
+                )));
             }
         };
         match &task.body {
@@ -438,7 +444,9 @@ impl Tasks {
 
     /// Calls off the create of an id; true when there was one.
     pub(super) async fn call_off(&self, id: &str) -> bool {
-        let Ok(id) = ContainerId::new(id) else { return false };
+        let Ok(id) = ContainerId::new(id) else {
+            return false;
+        };
         let token = match self.records().get(&id) {
             Some(Entry::Creating(token)) => token.clone(),
             _ => return false,
@@ -495,7 +503,13 @@ impl Tasks {
     ///
     /// # Errors
     /// A process that has ended.
-    pub(super) async fn resize(&self, task: &Task, exec: &str, width: u32, height: u32) -> Result<(), Failure> {
+    pub(super) async fn resize(
+        &self,
+        task: &Task,
+        exec: &str,
+        width: u32,
+        height: u32,
+    ) -> Result<(), Failure> {
         let process = task.process(exec)?;
         let limit = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
         let (columns, rows) = (limit(width), limit(height));
@@ -543,7 +557,10 @@ pub(super) fn in_guest(task: &Task, operation: &str) -> Result<(), Failure> {
     if task.is_pause() {
         return Err(Failure::new(
             FailureKind::Unsupported,
-            format!("cannot {operation} container {}: it only stands for its pod", task.id),
+            format!(
+                "cannot {operation} container {}: it only stands for its pod",
+                task.id
+            ),
         ));
     }
     Ok(())

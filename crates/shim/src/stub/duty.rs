@@ -12,13 +12,13 @@
 use super::LOST;
 use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, RENEW_FD, Report};
 use super::spawn::internal;
+use crate::{Client, Message};
 use bulkhead_host::deadline::{self, Deadline};
 use bulkhead_host::inherited::take_inherited;
 use bulkhead_host::pty::{self, RawMode};
 use bulkhead_host::signals::Signals;
 use bulkhead_model::{FailureKind, ProcessKey};
 use bulkhead_sandbox::{Command, Notice};
-use crate::{Client, Message};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags};
 use nix::sched::CloneFlags;

@@ -3,8 +3,8 @@
 //! Owns: the request and its defaults from a plan. Never: starts anything.
 
 use super::View;
-use bulkhead_sandbox::StdioSet;
 use bulkhead_model::{ContainerPlan, HostProcess, ProcessKey, oci};
+use bulkhead_sandbox::StdioSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -130,12 +130,7 @@ pub struct StubRequest {
 impl StubRequest {
     /// For a container's own process: its view and network namespace from the plan.
     #[must_use]
-    pub fn for_container(
-        plan: &ContainerPlan,
-        control_socket: PathBuf,
-        marker: &str,
-        stdio: Stdio,
-    ) -> Self {
+    pub fn for_container(plan: &ContainerPlan, control_socket: PathBuf, marker: &str, stdio: Stdio) -> Self {
         Self {
             key: ProcessKey {
                 container: plan.id.clone(),

@@ -4,13 +4,13 @@
 
 use super::order::{self, CHANNEL_FD, CONNECTION_FD, Go, JOIN_FD, LOG_FD, NULL_FD, Order, RENEW_FD, Report};
 use super::request::{Handover, Namespaces, NetworkChoice, Stdio, StubRequest};
+use crate::{Client, Message};
 use bulkhead_host::netns::{Netns, NetnsError};
 use bulkhead_host::process::{self, Child, Exit, IdentityError, MARKER, Namespace, Spawn, SpawnError};
 use bulkhead_host::pty;
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey};
 use bulkhead_sandbox::{Command, StdioSet};
-use crate::{Client, Message};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

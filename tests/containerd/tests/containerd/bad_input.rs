@@ -101,7 +101,11 @@ fn garbage_and_oversized_requests() {
     let shim = Shim::start(&place, Engine::Bulkhead, &bundle);
     shim.create(&bundle).unwrap();
     shim.begin(&id, "").unwrap();
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 0, 0, 0, 0, 1, 1, 0]] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 64],
+        &[0, 0, 0, 0, 0, 0, 0, 1, 1, 0],
+    ] {
         let mut stream = UnixStream::connect(shim.socket()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         stream.write_all(garbage).unwrap();
@@ -113,7 +117,13 @@ fn garbage_and_oversized_requests() {
     large.write_all(&[2, 0, 0, 0, 0, 0, 0, 1, 1, 0]).unwrap();
     drop(large);
     assert_eq!(
-        code(shim.call::<Empty>("Checkpoint", &CheckpointTaskRequest { id: id.clone(), ..Default::default() })),
+        code(shim.call::<Empty>(
+            "Checkpoint",
+            &CheckpointTaskRequest {
+                id: id.clone(),
+                ..Default::default()
+            }
+        )),
         Code::UNIMPLEMENTED
     );
     let update = UpdateTaskRequest {
@@ -125,23 +135,48 @@ fn garbage_and_oversized_requests() {
         .into(),
         ..UpdateTaskRequest::default()
     };
-    assert_eq!(code(shim.call::<Empty>("Update", &update)), Code::INVALID_ARGUMENT);
+    assert_eq!(
+        code(shim.call::<Empty>("Update", &update)),
+        Code::INVALID_ARGUMENT
+    );
     let mut request = exec(&id, "bad", "true");
     request.spec.mut_or_insert_default().value = b"[]".to_vec();
     assert_eq!(code(shim.call::<Empty>("Exec", &request)), Code::INVALID_ARGUMENT);
-    assert_eq!(code(shim.call::<Empty>("Exec", &exec(&id, "a/b", "true"))), Code::INVALID_ARGUMENT);
+    assert_eq!(
+        code(shim.call::<Empty>("Exec", &exec(&id, "a/b", "true"))),
+        Code::INVALID_ARGUMENT
+    );
     let _: Empty = shim.call("Exec", &exec(&id, "gone", "true")).unwrap();
     shim.delete(&id, "gone").unwrap();
-    let pause = PauseRequest { id: id.clone(), ..PauseRequest::default() };
+    let pause = PauseRequest {
+        id: id.clone(),
+        ..PauseRequest::default()
+    };
     let _: Empty = shim.call("Pause", &pause).unwrap();
     assert!(shim.call::<Empty>("Pause", &pause).is_err(), "paused twice");
     let _: Empty = shim.call("Resume", &pause).unwrap();
     let stats: StatsResponse = shim
-        .call("Stats", &StatsRequest { id: id.clone(), ..Default::default() })
+        .call(
+            "Stats",
+            &StatsRequest {
+                id: id.clone(),
+                ..Default::default()
+            },
+        )
         .unwrap();
-    assert!(stats.stats.type_url.starts_with("io.containerd.cgroups.v"), "{}", stats.stats.type_url);
+    assert!(
+        stats.stats.type_url.starts_with("io.containerd.cgroups.v"),
+        "{}",
+        stats.stats.type_url
+    );
     let pids: PidsResponse = shim
-        .call("Pids", &PidsRequest { id: id.clone(), ..Default::default() })
+        .call(
+            "Pids",
+            &PidsRequest {
+                id: id.clone(),
+                ..Default::default()
+            },
+        )
         .unwrap();
     assert_eq!(pids.processes.len(), 1);
     let _: Empty = shim.kill(&id, "", 15).unwrap();

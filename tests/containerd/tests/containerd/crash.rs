@@ -21,8 +21,13 @@ fn a_killed_shim_leaves_nothing() {
         assert!(signal_exact(pid, start, 9).unwrap());
         assert!(wait_gone(pid, start, VERB).unwrap());
     }
-    until("containerd has cleaned up", VERB, || daemon.status(&id).is_empty() || daemon.status(&id) == "STOPPED");
-    until("the VM is gone", VERB, || daemon.place.marked(&namespace, &id, "vmm").is_empty());
+    until("containerd has cleaned up", VERB, || {
+        daemon.status(&id).is_empty() || daemon.status(&id) == "STOPPED"
+    });
+    let state = bulkhead_containerd::Place::root(&namespace)
+        .join("sandboxes")
+        .join(&id);
+    until("all of it is removed", VERB, || !state.exists());
     let _ = daemon.ctr(&["task", "delete", &id]).run();
     let _ = daemon.ctr(&["container", "delete", &id]).run().ok();
     daemon.place.assert_no_sandbox(&namespace, &id);
@@ -51,7 +56,9 @@ fn a_client_that_gives_up_during_the_boot_leaves_nothing() {
     let id = daemon.id();
     let namespace = daemon.place.token().to_owned();
     let running = daemon.run(&["--rm"], &id, &["true"]).start();
-    until("the VM boots", VERB, || !daemon.place.marked(&namespace, &id, "vmm").is_empty());
+    until("the VM boots", VERB, || {
+        !daemon.place.marked(&namespace, &id, "vmm").is_empty()
+    });
     running.signal(nix::sys::signal::Signal::SIGKILL);
     let since = Instant::now();
     until("nothing is left", GIVEN_UP, || {
@@ -74,6 +81,9 @@ fn a_restarted_containerd_finds_its_containers() {
     daemon.kill();
     daemon.launch();
     assert_eq!(daemon.status(&id), "RUNNING");
-    assert_eq!(daemon.exec(&id, "after", &["echo", "still"]).run().ok().text(), "still\n");
+    assert_eq!(
+        daemon.exec(&id, "after", &["echo", "still"]).run().ok().text(),
+        "still\n"
+    );
     daemon.remove(&id);
 }

@@ -42,7 +42,10 @@ fn one_supervisor_and_one_vm_for_a_pod() {
     let cri = daemon.cri();
     let pod = cri.run_pod("pod").unwrap();
     let count = |role: &str| daemon.place.marked("k8s.io", &pod.id, role).len();
-    assert_eq!((count("supervisor"), count("vmm"), count("pause"), count("stub")), (1, 1, 1, 0));
+    assert_eq!(
+        (count("supervisor"), count("vmm"), count("pause"), count("stub")),
+        (1, 1, 1, 0)
+    );
     let id = cri.run(&pod, "only", &["sleep", "1000"]).unwrap();
     assert_eq!((count("supervisor"), count("vmm"), count("stub")), (1, 1, 1));
     let (pause, _) = daemon.place.marked("k8s.io", &pod.id, "pause")[0];

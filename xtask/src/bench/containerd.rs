@@ -1,0 +1,28 @@
+//! `bench containerd`: containers and pods under containerd, beside runc's shim.
+//!
+//! Owns: building what is measured. Never: the measuring, which is the program `containerd-bench` beside the tests it
+//! shares its harness with.
+
+use crate::build::{self, Profile};
+use crate::error::TaskError;
+use crate::setup;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+use std::time::Duration;
+
+/// Longest a run may take.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Measures; the program prints the table.
+pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError> {
+    setup::run()?;
+    let made = build::all(workspace, Profile::Release)?;
+    Tool::cargo(workspace.root())
+        .args(["run", "--locked", "--quiet", "--package", "bulkhead-containerd"])
+        .args(["--bin", "containerd-bench", "--"])
+        .arg(rounds.to_string())
+        .env("BULKHEAD_BIN", &made.bulkhead)
+        .env("BULKHEAD_TEST_CONFIG", workspace.config())
+        .deadline(DEADLINE)
+        .run()
+}
