@@ -207,7 +207,7 @@ pub enum Notice {
         /// 0 stdin, 1 stdout, 2 stderr.
         stream: u8,
     },
-    /// The process ended; its output may still be on its way.
+    /// The process ended; its output may still be on its way. Told of processes that have no stub.
     Ended {
         /// How.
         status: ExitStatus,

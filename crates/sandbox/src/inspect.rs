@@ -20,7 +20,9 @@ pub fn tree(snapshot: &SandboxSnapshot, plan: &SandboxPlan, paths: &SandboxPaths
         .iter()
         .filter_map(|resource| match resource {
             Resource::Mount { path, container, .. } => Some(json!({ "path": path, "container": container })),
-            Resource::RootMount { path, container, .. } => Some(json!({ "path": path, "container": container })),
+            Resource::RootMount { path, container, .. } => {
+                Some(json!({ "path": path, "container": container }))
+            }
             _ => None,
         })
         .collect();

@@ -485,7 +485,9 @@ impl World {
         }
         process.exit = Some(status);
         process.exited_ns = Some(now);
-        process.tell(crate::Notice::Ended { status, at_ns: now });
+        if process.host.is_none() {
+            process.tell(crate::Notice::Ended { status, at_ns: now });
+        }
         if key.exec.is_none() && container.state() != State::Stopped {
             // Every state but stopped has a move to stopped.
             if let Err(error) = container.advance(State::Stopped) {

@@ -218,6 +218,7 @@ fn open_at(stream: &'static str, path: &Path, access: OFlag) -> Result<OwnedFd, 
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::os::fd::AsFd;
 
     const OWNER: Owner<'_> = Owner {
         namespace: "n",
@@ -276,7 +277,8 @@ mod tests {
             io::ErrorKind::WouldBlock
         );
         let (write, closed) = streams.keeper.unwrap().split();
-        let told = bulkhead_host::deadline::readable(&closed, bulkhead_host::deadline::Deadline::NEVER);
+        let told =
+            bulkhead_host::deadline::readable(closed.as_fd(), bulkhead_host::deadline::Deadline::NEVER);
         assert!(told.unwrap(), "the client's close is told");
         drop(write);
         assert_eq!(source.read(&mut byte).unwrap(), 0);

@@ -211,7 +211,7 @@ impl Duty {
             Ok(Message::Notice(Notice::Exited { status })) => {
                 Ok(Some(u8::try_from(status.code()).unwrap_or(LOST)))
             }
-            // Its output may still be on its way through the descriptors kept here.
+            // Of a process without a stub; its output may still be on its way.
             Ok(Message::Notice(Notice::Ended { .. })) => Ok(None),
             Ok(Message::Notice(Notice::StreamEnded { stream })) => {
                 self.end_stream(stream);
