@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Namespace of everything made over CRI.
-pub const CRI_NAMESPACE: &str = "k8s.io";
+pub(crate) const CRI_NAMESPACE: &str = "k8s.io";
 
 /// containerd with its own configuration, root, state and socket. It goes with the test.
 #[derive(Debug)]
