@@ -289,12 +289,16 @@ fn refusal(refused: &bulkhead_host::cgroup::LimitRefusal) -> String {
     )
 }
 
-/// Everything of a sandbox that a process with no memory can find: journal first, then what carries its
-/// marker. Used by gc for sandboxes whose supervisor is gone; the caller holds the lock of the state
+/// Everything of a sandbox that a process with no memory can find: what carries its marker first, then the
+/// journal. Used by gc for sandboxes whose supervisor is gone; the caller holds the lock of the state
 /// directory. Returns what could not be undone.
 #[must_use]
 pub fn sweep(paths: &SandboxPaths) -> Vec<String> {
     let mut failures = Vec::new();
+    // First of all: stubs are in no journal, and a cgroup is not empty before they are gone.
+    if let Err(error) = undo::end_marked(&paths.marker, None) {
+        failures.push(format!("processes of {}: {error}", paths.marker));
+    }
     match crate::Journal::open(&paths.journal()) {
         Ok(mut journal) => {
             for (entry, resource) in journal.held() {
@@ -308,9 +312,6 @@ pub fn sweep(paths: &SandboxPaths) -> Vec<String> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => failures.push(format!("{}: {error}", paths.journal().display())),
-    }
-    if let Err(error) = undo::end_marked(&paths.marker, None) {
-        failures.push(format!("processes of {}: {error}", paths.marker));
     }
     for path in [&paths.sockets, &paths.dir] {
         if let Err(error) = undo(&Resource::Directory { path: path.clone() }) {

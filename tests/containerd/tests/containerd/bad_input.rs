@@ -179,9 +179,8 @@ fn garbage_and_oversized_requests() {
         )
         .unwrap();
     assert_eq!(pids.processes.len(), 1);
-    let _: Empty = shim.kill(&id, "", 15).unwrap();
-    // The shell became `sleep`, which takes the default action.
-    assert_eq!(shim.wait(&id, "").unwrap().exit_status, 143);
+    let _: Empty = shim.kill(&id, "", 9).unwrap();
+    assert_eq!(shim.wait(&id, "").unwrap().exit_status, 137);
     shim.delete(&id, "").unwrap();
     shim.shutdown(&id);
 }
