@@ -1,7 +1,7 @@
 //! Waiting for devices: the kernel's uevents (netlink(7), NETLINK_KOBJECT_UEVENT).
 //!
 //! Owns: "look, then wait for a change, then look again" with a deadline. Never: polls.
-//! Called at boot for the agent's ports and by `storage` for disks.
+//! Called at boot for the agent's ports and by `storage` for disks and shared file systems.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{

@@ -5,6 +5,7 @@ use super::watchable::Watchables;
 use super::{StorageError, blocks};
 use crate::modules::Modules;
 use crate::paths::{self, PathError};
+use crate::uevent;
 use bulkhead_protocol::api::agent::Storage;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::BTreeMap;
@@ -12,6 +13,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// For the kernel to find a file system that was plugged: 50 ms when nothing else is going on.
+const PLUGGED: Duration = Duration::from_secs(30);
 
 /// All storages of the guest.
 #[derive(Debug)]
@@ -96,7 +101,7 @@ impl Storages {
         match storage.driver.as_str() {
             "virtiofs" => {
                 self.modules.load_if_there("virtiofs")?;
-                at(point, &storage.source, "virtiofs", flags, &data)
+                shared(point, &storage.source, flags, &data)
             }
             "9p" => {
                 self.modules.load_if_there("9pnet_virtio")?;
@@ -142,6 +147,25 @@ impl Storages {
             let _ = umount2(point, MntFlags::UMOUNT_NOFOLLOW);
             failed("copying", &storage.source)(error)
         })
+    }
+}
+
+/// Mounts the file system of tag `source`, which may have been plugged a moment ago: the kernel knows no tag
+/// (EINVAL) whose device it has not found yet.
+fn shared(point: &Path, source: &str, flags: MsFlags, data: &str) -> Result<(), StorageError> {
+    let mut refused = None;
+    let mounted = uevent::wait_for(PLUGGED, || match at(point, source, "virtiofs", flags, data) {
+        Err(StorageError::Io { source, step, path }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            refused = Some(StorageError::Io { step, path, source });
+            None
+        }
+        other => Some(other),
+    })
+    .map_err(failed("waiting for", source))?;
+    match (mounted, refused) {
+        (Some(mounted), _) => mounted,
+        (None, Some(refused)) => Err(refused),
+        (None, None) => Err(failed("waiting for", source)(std::io::ErrorKind::TimedOut.into())),
     }
 }
 
