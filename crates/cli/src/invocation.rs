@@ -123,6 +123,9 @@ pub(crate) enum Verb {
     Logs(verbs::logs::Logs),
     /// Remove everything of sandboxes whose supervisor is gone
     Gc(verbs::gc::Gc),
+    /// Make, list or remove saved machines that sandboxes start from
+    #[command(subcommand)]
+    Template(verbs::template::TemplateCommand),
     /// Say whether this host can run containers, with what, and what is missing
     Doctor(crate::doctor::Doctor),
     /// Make or show the guest kernel and initial RAM disk

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  argv[0] containerd-shim-bulkhead-v2 ─► shim
-//!  supervisor | stub | pause | fsd     ─► those mains (hidden), before any option is parsed
+//!  supervisor | stub | … (hidden)     ─► those mains, before any option is parsed
 //!  everything else                     ─► invocation ─► verbs ─► supervisor's socket
 //! ```
 //! Owns: dispatch, and turning failures into messages and exit statuses. Never: decides anything about
@@ -65,6 +65,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         "pause" => containerd::pause_main(),
         "fsd" => fsd_main(rest),
+        "template-maker" => bulkhead_shim::template_maker::main(),
         _ => command_line(words),
     }
 }
@@ -222,6 +223,7 @@ fn dispatch(verb: Verb, context: &Context) -> verbs::Outcome {
         Verb::Inspect(verb) => verb.run(context),
         Verb::Logs(verb) => verb.run(context),
         Verb::Gc(verb) => verb.run(context),
+        Verb::Template(verb) => verb.run(context),
         Verb::Doctor(verb) => verb.run(context),
         Verb::Guest(verb) => guest::run(&verb, &mut std::io::stdout())
             .map(|()| 0)

@@ -35,7 +35,9 @@ pub use load::{Config, ConfigError};
 pub use opt::{Columns, Honour, Keeps, Opt, Section};
 pub use options::{EXPERIMENTAL, MIN_MEMORY_MIB, OPTIONS, Settings, VMM_MAX_VCPUS};
 pub use overrides::{AnnotationError, Annotations, apply as apply_annotations};
-pub use plan::{BASE_ROOT_PORTS, CONFIG_PATH_ANNOTATION, PlanError, PlanKind, Plans, plan, plan_with};
+pub use plan::{
+    BASE_ROOT_PORTS, CONFIG_PATH_ANNOTATION, PlanError, PlanKind, Plans, machine, plan, plan_with,
+};
 pub use source::Source;
 pub use spec::{MAX_ARG_BYTES, SpecError, read as read_spec};
 pub use validate::Invalid;

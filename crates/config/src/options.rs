@@ -373,8 +373,13 @@ options! {
             when: "off when VMs must not share a kernel layout or memory pages",
         }
         /// Directory of templates.
-        template_path: PathBuf = PathBuf::from("/var/lib/bulkhead/template"), {
+        template_path: PathBuf = PathBuf::from("/var/lib/bulkhead/templates"), {
             applies: "starting a sandbox", when: "to keep templates on another file system",
+        }
+        /// Directory of the memory of templates: on a tmpfs it stays in memory, elsewhere in files.
+        template_memory: PathBuf = PathBuf::from("/dev/shm/bulkhead-templates"), {
+            applies: "starting a sandbox",
+            when: "to have templates survive a reboot, or to give their memory back under pressure",
         }
         /// Booted VMs kept waiting; 0 for none.
         vm_cache_number: u32 = 0, {

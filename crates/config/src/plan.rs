@@ -19,8 +19,8 @@ use crate::pod::{self, PodError};
 use crate::source::Source;
 use crate::spec::{self, At, Read, SpecError};
 use crate::validate::{Invalid, validate, validate_on};
-use bulkhead_model::plan::ContainerKind;
-use bulkhead_model::{ContainerId, ContainerPlan, FailureKind, SandboxId, SandboxPlan};
+use bulkhead_model::plan::{ContainerKind, FactoryPlan};
+use bulkhead_model::{ContainerId, ContainerPlan, FailureKind, SandboxId, SandboxPlan, VmPlan};
 use std::path::Path;
 
 /// Root ports every sandbox has: shared files, network cards and a few disks.
@@ -163,6 +163,12 @@ pub fn plan_with(
         }
     };
     Ok(Plans { kind, warnings })
+}
+
+/// The machine of a sandbox nobody asks anything special of, and the settings of templates.
+#[must_use]
+pub fn machine(config: &Config, host: &HostFacts) -> (VmPlan, FactoryPlan) {
+    sandbox::machine(config.settings(), host)
 }
 
 /// The configuration a sandbox's annotation chose (O-20); allowed by the configuration in force.

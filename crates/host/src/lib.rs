@@ -9,6 +9,7 @@ pub mod deadline;
 pub mod fdpass;
 pub mod inherited;
 pub mod kvm;
+pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod netns;

@@ -93,6 +93,20 @@ pub enum Phase {
     Gone,
 }
 
+/// How a sandbox's VM came to life.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Key of the template it goes on from; absent after a cold boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Why it booted cold, for readers; empty with a template.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why_cold: String,
+    /// Made by its agent at boot and kept in guest memory only: equal for all that go on from one template.
+    #[serde(default)]
+    pub boot_nonce: String,
+}
+
 /// A sandbox and all in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxSnapshot {
@@ -108,6 +122,9 @@ pub struct SandboxSnapshot {
     pub processes: BTreeMap<String, HostProcess>,
     /// Round trips so far.
     pub counters: Counters,
+    /// How its VM came to life.
+    #[serde(default)]
+    pub provenance: Provenance,
 }
 
 /// How much talking a sandbox did; the bench prints these.

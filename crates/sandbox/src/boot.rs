@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Planned ──prepare──► Prepared ──launch──► Booted ──meet──► Ready
+//!                                  (boots, or goes on from a template)
 //!     │                    │                   │
 //!     └──── failure: the caller runs the journal backwards, every entry ────┘
 //! ```
@@ -14,10 +15,11 @@ use crate::error::SandboxError;
 use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
 use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform};
+use crate::template::{Template, reuse, shape};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::vm::SharedFs;
 use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
-use bulkhead_vmm::{DeviceRequest, Launch, Vm, VmExit, Vmm, VmmError};
+use bulkhead_vmm::{DeviceRequest, Launch, Origin, SavedMachine, Vm, VmExit, Vmm, VmmError};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +31,12 @@ pub const GUEST_SHARE: &str = "/run/bulkhead/share";
 pub const SHARE_TAG: &str = "bulkhead";
 /// Device id of the share.
 pub const SHARE_DEVICE: &str = "fs0";
+
+/// Names of the VM's sockets.
+pub const SOCKETS: [&str; 5] = ["qmp", "control", "data", "console", "fs"];
+
+/// A guest that goes on answers within a tenth of a second; one that is silent for this long is given up.
+const GOES_ON: Duration = Duration::from_secs(20);
 
 /// What every step needs.
 #[derive(Clone, Copy)]
@@ -66,6 +74,7 @@ pub struct Booted {
     control: OwnedFd,
     data: OwnedFd,
     cgroup_procs: Vec<PathBuf>,
+    deadline: Duration,
 }
 
 /// The agent answers and knows who it is.
@@ -99,22 +108,31 @@ fn hold(
         .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))
 }
 
-/// Runs the whole chain.
+/// Runs the whole chain, from `template` if one is given.
 ///
 /// # Errors
 /// [`SandboxError::Boot`] naming the step; what was acquired is in the journal.
-pub async fn boot(yard: Yard<'_>, journal: &mut Journal) -> Result<Ready, SandboxError> {
+pub async fn boot(
+    yard: Yard<'_>,
+    journal: &mut Journal,
+    template: Option<Template>,
+) -> Result<Ready, SandboxError> {
     let began = Instant::now();
     let at = |step: &str| tracing::info!(ms = began.elapsed().as_millis(), "{step}");
     let prepared = step(&yard, "preparing the host", prepare(&yard, journal))?;
     at("the host is prepared");
-    let booted = step(&yard, "starting the VM", launch(&yard, journal, prepared).await)?;
+    let booted = step(
+        &yard,
+        "starting the VM",
+        launch(&yard, journal, prepared, template).await,
+    )?;
     at("the VM runs");
     let ready = step(&yard, "booting the guest", meet(&yard, booted).await)?;
     tracing::info!(
         ms = began.elapsed().as_millis(),
         kernel = ready.guest.hello().kernel_release,
         guest_boot_ms = ready.guest.hello().ready_boottime_ns / 1_000_000,
+        boot_nonce = ready.guest.hello().boot_nonce,
         "the guest is ready"
     );
     Ok(ready)
@@ -218,118 +236,108 @@ fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>
 }
 
 /// Prepared → Booted: the daemon and the VMM run, the share is plugged, the CPUs are let go.
-async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Result<Booted, SandboxError> {
+async fn launch(
+    yard: &Yard<'_>,
+    journal: &mut Journal,
+    ready: Prepared,
+    template: Option<Template>,
+) -> Result<Booted, SandboxError> {
     let Yard {
         plan,
         paths,
         platform,
         vmm,
     } = *yard;
-    let pipe = |source: &'static str| {
-        platform.log_pipe(source).map_err(|e| SandboxError::Host {
-            step: "opening a log pipe",
-            path: None,
-            source: e,
-        })
-    };
-    let fsd = match ready.fs {
-        None => None,
-        Some(listener) => {
-            let entry = hold(
-                journal,
-                paths,
-                Resource::Process {
-                    role: "fsd".into(),
-                    process: None,
-                },
-            )?;
-            let daemon = platform
-                .spawn_fsd(FsdLaunch {
-                    listener,
-                    share: paths.share(),
-                    shared_fs: plan.vm.shared_fs.clone(),
-                    marker: format!("{}/fsd", paths.marker),
-                    cgroup_procs: ready.cgroup_procs.clone(),
-                    stderr: pipe("fsd")?,
-                })
-                .await
-                .map_err(|source| SandboxError::Host {
-                    step: "starting the shared-filesystem daemon",
-                    path: None,
-                    source,
-                })?;
-            journal
-                .fill(
-                    entry,
-                    Resource::Process {
-                        role: "fsd".into(),
-                        process: Some(daemon.process()),
-                    },
-                )
-                .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
-            Some(Arc::from(daemon))
-        }
-    };
-    let entry = hold(
-        journal,
-        paths,
-        Resource::Process {
-            role: "vmm".into(),
-            process: None,
-        },
-    )?;
-    platform
-        .follow_console(ready.console.client)
-        .map_err(|source| SandboxError::Host {
-            step: "following the console",
+    let fail = |step| {
+        move |source| SandboxError::Host {
+            step,
             path: None,
             source,
-        })?;
-    let vm: Arc<dyn Vm> = Arc::from(
-        vmm.launch(Launch {
-            plan: plan.vm.clone(),
-            accelerator: platform.accelerator(),
-            qmp_listener: ready.qmp.listener,
-            qmp: ready.qmp.client,
-            control_listener: ready.control.listener,
-            data_listener: ready.data.listener,
-            console_listener: ready.console.listener,
-            stderr: pipe("vmm")?,
-            marker: format!("{}/vmm", paths.marker),
-            cgroup_procs: ready.cgroup_procs.clone(),
-            share: match plan.vm.shared_fs {
-                SharedFs::Virtio9p { .. } => Some((paths.share(), SHARE_TAG.to_owned())),
-                SharedFs::VirtioFs { .. } | SharedFs::None => None,
-            },
-        })
-        .await?,
-    );
-    journal
-        .fill(
-            entry,
-            Resource::Process {
-                role: "vmm".into(),
-                process: Some(vm.process()),
-            },
-        )
-        .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))?;
+        }
+    };
+    let pipe = |source: &'static str| platform.log_pipe(source).map_err(fail("opening a log pipe"));
+    let writing = |e| SandboxError::host("writing the journal", paths.journal(), e);
+    let of = |role: &str, process| Resource::Process {
+        role: role.into(),
+        process,
+    };
+    let mut roles = vec!["vmm"];
+    roles.extend(ready.fs.is_some().then_some("fsd"));
+    let entries = journal
+        .intend_all(roles.iter().map(|role| of(role, None)).collect())
+        .map_err(writing)?;
+    platform
+        .follow_console(ready.console.client)
+        .map_err(fail("following the console"))?;
+    let deadline = match template {
+        Some(_) => GOES_ON,
+        None => Duration::from_secs(u64::from(plan.vm.boot_timeout_s)),
+    };
+    let (machine, origin) = match template {
+        None => (plan.vm.clone(), Origin::Boot),
+        Some(template) => {
+            let saved = SavedMachine {
+                state: template.state,
+                memory: template.memory,
+                reuse: reuse(&plan.vm.shared_fs),
+            };
+            (shape(&plan.vm), Origin::Saved(saved))
+        }
+    };
+    let launching = vmm.launch(Launch {
+        plan: machine,
+        accelerator: platform.accelerator(),
+        qmp_listener: ready.qmp.listener,
+        qmp: ready.qmp.client,
+        control_listener: ready.control.listener,
+        data_listener: ready.data.listener,
+        console_listener: ready.console.listener,
+        stderr: pipe("vmm")?,
+        marker: format!("{}/vmm", paths.marker),
+        cgroup_procs: ready.cgroup_procs.clone(),
+        origin,
+        share: match plan.vm.shared_fs {
+            SharedFs::Virtio9p { .. } => Some((paths.share(), SHARE_TAG.to_owned())),
+            SharedFs::VirtioFs { .. } | SharedFs::None => None,
+        },
+    });
+    let fsd_stderr = pipe("fsd")?;
+    let cgroup_procs = ready.cgroup_procs.clone();
+    let serving = async {
+        let Some(listener) = ready.fs else { return Ok(None) };
+        let launch = FsdLaunch {
+            listener,
+            share: paths.share(),
+            shared_fs: plan.vm.shared_fs.clone(),
+            marker: format!("{}/fsd", paths.marker),
+            cgroup_procs,
+            stderr: fsd_stderr,
+        };
+        platform.spawn_fsd(launch).await.map(Some)
+    };
+    // The daemon starts while the VMM does.
+    let (vm, fsd) = tokio::join!(launching, serving);
+    let vm: Result<Arc<dyn Vm>, _> = vm.map(Arc::from);
+    let fsd: Result<Option<Arc<dyn Daemon>>, _> = fsd.map(|fsd| fsd.map(Arc::from));
+    let processes = [
+        vm.as_ref().ok().map(|vm| vm.process()),
+        fsd.as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .map(|fsd| fsd.process()),
+    ];
+    // What did start is written down whatever became of the other.
+    let known = entries
+        .iter()
+        .zip(&roles)
+        .zip(processes)
+        .filter_map(|((entry, role), process)| Some((*entry, of(role, Some(process?)))))
+        .collect();
+    journal.fill_all(known).map_err(writing)?;
+    let vm = vm?;
+    let fsd = fsd.map_err(fail("starting the shared-filesystem daemon"))?;
     if fsd.is_some() {
-        let cache_size_mib = match plan.vm.shared_fs {
-            SharedFs::VirtioFs { cache_size_mib, .. } => cache_size_mib,
-            SharedFs::Virtio9p { .. } | SharedFs::None => 0,
-        };
-        let hotplug = vm.hotplug().ok_or_else(|| VmmError::Unsupported {
-            option: "shared_fs",
-            value: "virtio-fs".into(),
-            expected: "a VMM that can plug devices",
-        })?;
-        let request = DeviceRequest::SharedFs {
-            id: SHARE_DEVICE.into(),
-            tag: SHARE_TAG.into(),
-            socket: paths.vm_socket("fs"),
-            cache_size_mib,
-        };
-        hotplug.plug(request, Vec::new()).await?;
+        plug_share(yard, vm.as_ref()).await?;
     }
     vm.resume().await?;
     Ok(Booted {
@@ -338,25 +346,41 @@ async fn launch(yard: &Yard<'_>, journal: &mut Journal, ready: Prepared) -> Resu
         control: ready.control.client,
         data: ready.data.client,
         cgroup_procs: ready.cgroup_procs,
+        deadline,
     })
+}
+
+async fn plug_share(yard: &Yard<'_>, vm: &dyn Vm) -> Result<(), SandboxError> {
+    let cache_size_mib = match yard.plan.vm.shared_fs {
+        SharedFs::VirtioFs { cache_size_mib, .. } => cache_size_mib,
+        SharedFs::Virtio9p { .. } | SharedFs::None => 0,
+    };
+    let hotplug = vm.hotplug().ok_or_else(|| VmmError::Unsupported {
+        option: "shared_fs",
+        value: "virtio-fs".into(),
+        expected: "a VMM that can plug devices",
+    })?;
+    let request = DeviceRequest::SharedFs {
+        id: SHARE_DEVICE.into(),
+        tag: SHARE_TAG.into(),
+        socket: yard.paths.vm_socket("fs"),
+        cache_size_mib,
+    };
+    hotplug.plug(request, Vec::new()).await?;
+    Ok(())
 }
 
 /// Booted → Ready: the agent's hello, then its identity. Ends with the VM or the deadline.
 async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
-    let Yard {
-        plan,
-        paths,
-        platform,
-        ..
-    } = *yard;
+    let Yard { paths, platform, .. } = *yard;
     let Booted {
         vm,
         fsd,
         control,
         data,
         cgroup_procs,
+        deadline,
     } = booted;
-    let deadline = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
     let streams = paths.streams();
     platform
         .make_dir(&streams)

@@ -225,6 +225,18 @@ impl SandboxError {
         }
     }
 
+    /// Whether a start from a template that failed this way may do better as a boot: the VMM could not load it, or
+    /// its guest did not answer.
+    #[must_use]
+    pub fn may_be_the_template(&self) -> bool {
+        match self {
+            Self::Boot { source, .. } => source.may_be_the_template(),
+            Self::Vmm(error) => !matches!(error, VmmError::Binary { .. }),
+            Self::Guest(_) => true,
+            _ => false,
+        }
+    }
+
     /// As clients see it.
     #[must_use]
     pub fn failure(&self) -> Failure {

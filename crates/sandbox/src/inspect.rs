@@ -56,6 +56,7 @@ pub fn tree(snapshot: &SandboxSnapshot, plan: &SandboxPlan, paths: &SandboxPaths
         "processes": processes(snapshot),
         "containers": snapshot.containers,
         "counters": snapshot.counters,
+        "provenance": snapshot.provenance,
         "sockets": sockets.iter().filter(|path| path.exists()).collect::<Vec<_>>(),
         "mounts": mounts,
         "cgroups": cgroups,

@@ -205,6 +205,24 @@ impl Journal {
         })
     }
 
+    /// [`Self::fill`] for several, in one write.
+    ///
+    /// # Errors
+    /// The write's; the entries in memory are complete all the same.
+    pub fn fill_all(&mut self, known: Vec<(Entry, Resource)>) -> io::Result<()> {
+        if known.is_empty() {
+            return Ok(());
+        }
+        for (entry, resource) in &known {
+            self.held.insert(entry.0, resource.clone());
+        }
+        self.append_all(
+            known
+                .into_iter()
+                .map(|(entry, what)| Line::Hold { n: entry.0, what }),
+        )
+    }
+
     /// Records that an entry is undone.
     ///
     /// # Errors

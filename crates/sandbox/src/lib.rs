@@ -23,6 +23,7 @@ pub mod share;
 mod side;
 pub mod size;
 mod span;
+pub mod template;
 pub mod world;
 
 pub use command::{Command, Notice, Reply, StdioSet};

@@ -5,11 +5,13 @@
 
 use crate::journal::Resource;
 use crate::network::{NetworkSource, NetworkSpace};
+use crate::template::{Found, TemplateKey};
 use async_trait::async_trait;
 use bulkhead_model::plan::RootMount;
 use bulkhead_model::vm::{Accelerator, SharedFs};
 use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Guest, GuestError};
+use bulkhead_vmm::Vmm;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -140,6 +142,23 @@ pub trait Platform: Send + Sync {
     async fn ended(&self, process: HostProcess, within: Duration) -> bool;
     /// Watches a daemon that an earlier supervisor started.
     fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>>;
+    /// The saved machine a VM of this plan can go on from.
+    fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {
+        let _ = (plan, vmm);
+        Found::Absent {
+            why: "this host keeps no templates".into(),
+            order: false,
+        }
+    }
+    /// Throws away a template that did not do.
+    fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
+        let _ = (plan, key);
+    }
+    /// Has a template made for the VMs of this plan, by a process of its own that nobody waits for.
+    fn order_template(&self, plan: &SandboxPlan) -> io::Result<()> {
+        let _ = plan;
+        Ok(())
+    }
     /// Undoes one acquisition. Something that is not there any more is success. Blocks at most a few
     /// seconds (a process is killed and its end awaited).
     fn undo(&self, resource: &Resource) -> io::Result<()>;

@@ -48,7 +48,9 @@ impl World {
             }
         };
         self.next_stream = saved.next_stream;
-        self.size = saved.size.unwrap_or(self.size);
+        self.boot_size = saved.boot_size.unwrap_or(self.boot_size);
+        self.size = saved.size.unwrap_or(self.boot_size);
+        self.provenance = saved.provenance;
         self.cgroup_procs.clone_from(&saved.cgroup_procs);
         self.state = saved.state;
         self.phase = saved.phase;
@@ -122,7 +124,7 @@ impl World {
                 source,
             })?;
         let qmp = connect("qmp")?;
-        let vm: Arc<dyn Vm> = Arc::from(self.vmm.adopt(vmm, self.plan.vm.clone(), qmp).await?);
+        let vm: Arc<dyn Vm> = Arc::from(self.vmm.adopt(vmm, self.machine(), qmp).await?);
         tracing::info!("the VMM answers");
         let streams = self.paths.streams();
         let ports = GuestPorts {

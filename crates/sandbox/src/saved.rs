@@ -8,7 +8,7 @@ use crate::network::{Network, SavedNetwork};
 use crate::share::Share;
 use crate::size::Size;
 use crate::world::World;
-use bulkhead_model::snapshot::Phase;
+use bulkhead_model::snapshot::{Phase, Provenance};
 use bulkhead_model::{
     ContainerId, ContainerPlan, ContainerSnapshot, ExecId, ExitStatus, HostProcess, ProcessSnapshot,
     SandboxId, SandboxSnapshot, State, oci,
@@ -87,6 +87,12 @@ pub struct SavedSandbox {
     /// Size of the VM; absent means as it booted.
     #[serde(default)]
     pub size: Option<Size>,
+    /// Size the VM was started with; absent means the plan's.
+    #[serde(default)]
+    pub boot_size: Option<Size>,
+    /// How the VM came to life.
+    #[serde(default)]
+    pub provenance: Provenance,
     /// `cgroup.procs` files its stubs join.
     #[serde(default)]
     pub cgroup_procs: Vec<std::path::PathBuf>,
@@ -154,6 +160,8 @@ impl SavedSandbox {
             phase: world.phase,
             next_stream: world.next_stream,
             size: Some(world.size),
+            boot_size: Some(world.boot_size),
+            provenance: world.provenance.clone(),
             cgroup_procs: world.cgroup_procs.clone(),
             network: world.network.as_ref().map(Network::saved),
             processes,
@@ -257,6 +265,7 @@ impl SavedSandbox {
             containers,
             processes: self.processes.clone(),
             counters: bulkhead_model::snapshot::Counters::default(),
+            provenance: self.provenance.clone(),
         }
     }
 }

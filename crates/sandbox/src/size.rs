@@ -36,9 +36,9 @@ pub struct Size {
 }
 
 impl Size {
-    /// What the VM boots with.
+    /// What is announced for the sandbox: what its VM boots with, unless it goes on from a smaller template.
     #[must_use]
-    pub const fn at_boot(plan: &SandboxPlan) -> Self {
+    pub const fn announced(plan: &SandboxPlan) -> Self {
         Self {
             vcpus: plan.vm.vcpus,
             memory_mib: plan.vm.memory_mib,
@@ -47,14 +47,14 @@ impl Size {
 
     /// What it should have for containers with these shares: the base and all of them, at most what it was
     /// started with room for (what the host does not have is not given, as without a VM). A pod keeps what was
-    /// announced for it. Memory is never below what it booted with.
+    /// announced for it. Memory is never below what it booted with, `boot`.
     #[must_use]
-    pub fn wanted(plan: &SandboxPlan, shares: impl Iterator<Item = Share>) -> Self {
+    pub fn wanted(plan: &SandboxPlan, boot: Self, shares: impl Iterator<Item = Share>) -> Self {
         let vm = &plan.vm;
-        let boot = Self::at_boot(plan);
+        let announced = Self::announced(plan);
         // State written before there was a base has none.
         let base = match (vm.base_vcpus, plan.pod) {
-            (0, _) | (_, true) => boot,
+            (0, _) | (_, true) => announced,
             (vcpus, false) => Self {
                 vcpus,
                 memory_mib: vm.base_memory_mib,
@@ -94,7 +94,11 @@ impl World {
                 container.state() != State::Stopped && extra.is_none_or(|(other, _)| other != *id)
             })
             .map(|(_, container)| container.plan.share);
-        Size::wanted(&self.plan, recorded.chain(extra.map(|(_, share)| share)))
+        Size::wanted(
+            &self.plan,
+            self.boot_size,
+            recorded.chain(extra.map(|(_, share)| share)),
+        )
     }
 
     /// Gives the VM the size its containers ask for; `extra` counts in place of what is recorded of that
@@ -210,7 +214,8 @@ mod tests {
     }
 
     fn wanted(pod: bool, boot: (u32, u32), shares: &[Share]) -> (u32, u32) {
-        let size = Size::wanted(&plan(pod, boot), shares.iter().copied());
+        let plan = plan(pod, boot);
+        let size = Size::wanted(&plan, Size::announced(&plan), shares.iter().copied());
         (size.vcpus, size.memory_mib)
     }
 
@@ -248,6 +253,23 @@ mod tests {
         );
         let mut fixed = plan(false, (1, 256));
         fixed.vm.memory_slots = 0;
-        assert_eq!(Size::wanted(&fixed, [huge].into_iter()).memory_mib, 256);
+        let boot = Size::announced(&fixed);
+        assert_eq!(Size::wanted(&fixed, boot, [huge].into_iter()).memory_mib, 256);
+    }
+
+    /// C-24: from a template that is smaller, a sandbox grows to what is announced for it.
+    #[test]
+    fn c24_a_template_is_grown_from() {
+        let template = Size {
+            vcpus: 1,
+            memory_mib: 256,
+        };
+        let grown = |pod, shares: &[Share]| {
+            let size = Size::wanted(&plan(pod, (3, 512)), template, shares.iter().copied());
+            (size.vcpus, size.memory_mib)
+        };
+        assert_eq!(grown(false, &[share(2, 256)]), (3, 512));
+        assert_eq!(grown(false, &[]), (1, 256));
+        assert_eq!(grown(true, &[]), (3, 512));
     }
 }

@@ -15,8 +15,11 @@ use crate::network::Network;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
 use crate::size::Size;
-use bulkhead_model::snapshot::{Counters, Phase};
-use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
+use crate::template::{Found, Template, TemplateKey, shape};
+use bulkhead_model::snapshot::{Counters, Phase, Provenance};
+use bulkhead_model::{
+    ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State, VmPlan,
+};
 use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
 use bulkhead_vmm::{Vm, Vmm};
 use std::collections::BTreeMap;
@@ -108,6 +111,12 @@ pub struct World {
     pub next_stream: StreamId,
     /// Size of the VM as its guest uses it.
     pub size: Size,
+    /// Size the VM was started with.
+    pub boot_size: Size,
+    /// How the VM came to life.
+    pub provenance: Provenance,
+    /// Once the first container runs, a template is to be made for those that come.
+    pub(crate) order_template: bool,
     /// Streams connected for a process that is still being made.
     pub pending: Vec<StreamId>,
     /// Stubs that were attached; some may have ended since.
@@ -142,6 +151,7 @@ impl World {
             containers: BTreeMap::new(),
             processes: BTreeMap::from([("supervisor".into(), supervisor)]),
             counters: Counters::default(),
+            provenance: Provenance::default(),
         };
         let (snapshot, snapshots) = watch::channel(empty);
         let (live, lives) = watch::channel(None);
@@ -152,7 +162,10 @@ impl World {
             paths: Arc::new(paths.clone()),
         };
         let world = Self {
-            size: Size::at_boot(&plan),
+            size: Size::announced(&plan),
+            boot_size: Size::announced(&plan),
+            provenance: Provenance::default(),
+            order_template: false,
             plan,
             paths,
             platform,
@@ -174,25 +187,69 @@ impl World {
         (world, published, inbox)
     }
 
-    /// Boots the VM (cold). On failure, or when the future is dropped, what was acquired is in the journal:
-    /// call [`Self::tear_down`].
+    /// Starts the VM: from a template if there is one, else, or if that does not do, by a boot. On failure, or when
+    /// the future is dropped, what was acquired is in the journal: call [`Self::tear_down`].
     ///
     /// # Errors
     /// [`SandboxError::Boot`].
     pub async fn boot(&mut self) -> Result<(), SandboxError> {
         let base: Vec<Entry> = self.journal.held().into_iter().map(|(entry, _)| entry).collect();
+        let why_cold = match self.platform.find_template(&self.plan, self.vmm.as_ref()) {
+            Found::Ready(template) => {
+                let key = template.key.clone();
+                match self.boot_once(Some(template)).await {
+                    Ok(ready) => return self.booted(ready, Some(key), String::new()),
+                    Err(error) if error.may_be_the_template() => {
+                        let why = bulkhead_model::failure::chain(&error);
+                        tracing::warn!(%key, error = why, "the template does not do: booting, once");
+                        self.platform.reject_template(&self.plan, &key);
+                        self.order_template = true;
+                        self.back_to(&base).await;
+                        why
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Found::Absent { why, order } => {
+                self.order_template = order;
+                why
+            }
+        };
+        let ready = match self.boot_once(None).await {
+            Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
+                tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
+                self.back_to(&base).await;
+                self.boot_once(None).await?
+            }
+            other => other?,
+        };
+        self.booted(ready, None, why_cold)
+    }
+
+    fn booted(
+        &mut self,
+        ready: Ready,
+        template: Option<TemplateKey>,
+        why_cold: String,
+    ) -> Result<(), SandboxError> {
         let Ready {
             vm,
             fsd,
             guest,
             cgroup_procs,
-        } = match self.boot_once().await {
-            Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
-                tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
-                self.undo_since(&base).await;
-                self.boot_once().await?
-            }
-            other => other?,
+        } = ready;
+        if template.is_some() {
+            let shaped = shape(&self.plan.vm);
+            self.boot_size = Size {
+                vcpus: shaped.vcpus,
+                memory_mib: shaped.memory_mib,
+            };
+            self.size = self.boot_size;
+        }
+        self.provenance = Provenance {
+            template: template.map(|key| key.to_string()),
+            why_cold,
+            boot_nonce: guest.hello().boot_nonce.clone(),
         };
         self.state = self.state.moved(State::Running)?;
         self.phase = Phase::Ready;
@@ -203,14 +260,33 @@ impl World {
         Ok(())
     }
 
-    async fn boot_once(&mut self) -> Result<Ready, SandboxError> {
+    /// As before a start that failed, for another one: what was acquired since is undone, and the sockets' names
+    /// are free.
+    async fn back_to(&mut self, base: &[Entry]) {
+        // What sticks stays in the journal, for the end of the sandbox.
+        self.undo_since(base).await;
+        for name in boot::SOCKETS {
+            let _ = std::fs::remove_file(self.paths.vm_socket(name));
+        }
+    }
+
+    async fn boot_once(&mut self, template: Option<Template>) -> Result<Ready, SandboxError> {
         let yard = Yard {
             plan: &self.plan,
             paths: &self.paths,
             platform: self.platform.as_ref(),
             vmm: self.vmm.as_ref(),
         };
-        boot::boot(yard, &mut self.journal).await
+        boot::boot(yard, &mut self.journal, template).await
+    }
+
+    /// The machine as it was started.
+    pub(crate) fn machine(&self) -> VmPlan {
+        VmPlan {
+            vcpus: self.boot_size.vcpus,
+            memory_mib: self.boot_size.memory_mib,
+            ..self.plan.vm.clone()
+        }
     }
 
     /// Undoes what was acquired beyond `base`, newest first, every entry; what sticks stays in the journal and is
@@ -424,6 +500,7 @@ impl World {
                 .collect(),
             processes,
             counters,
+            provenance: self.provenance.clone(),
         });
     }
 

@@ -164,7 +164,7 @@ async fn verbs_are_answered_while_the_boot_hangs() {
                 let handle = handle.clone();
                 tokio::spawn(async move { create(&handle, "a", true).await })
             };
-            while bench.faults.count() == 0 || bench.faults.name(bench.faults.count() - 1) != step {
+            while !bench.faults.reached(step) {
                 tokio::task::yield_now().await;
             }
             let Ok(Reply::Snapshot { snapshot }) = call(&handle, Command::Snapshot).await else {

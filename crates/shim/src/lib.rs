@@ -14,6 +14,7 @@ pub mod offline;
 pub mod server;
 pub mod stub;
 pub mod supervisor;
+pub mod template_maker;
 
 pub use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths};
 pub use client::{Client, Message};

@@ -8,8 +8,12 @@
 //! Owns: the script and the record. Never: a process, a descriptor beyond those it was given. Called by
 //! tests of the engine; part of the library so that other crates' tests can use it.
 
-use crate::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+use crate::{
+    DeviceRequest, Hotplug, Launch, Origin, Plugged, Resize, SavedMachine, Snapshot, Vm, VmExit, Vmm,
+    VmmError,
+};
 use async_trait::async_trait;
+use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -20,8 +24,12 @@ use tokio::sync::watch;
 /// What can be asked of a VMM or VM, and so what can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// [`Vmm::launch`].
+    /// [`Vmm::launch`] of a machine that boots.
     Launch,
+    /// [`Vmm::launch`] of a saved machine.
+    Restore,
+    /// [`Snapshot::save`].
+    Save,
     /// [`Vmm::adopt`].
     Adopt,
     /// [`Vm::resume`].
@@ -75,6 +83,7 @@ struct Machine {
     vcpus: u32,
     // Held like QEMU holds them: peers see the end when the VM ends.
     sockets: Vec<OwnedFd>,
+    savable: bool,
 }
 
 impl FakeVmm {
@@ -203,7 +212,11 @@ fn ended(step: &'static str, exit: VmExit) -> VmmError {
 #[async_trait]
 impl Vmm for FakeVmm {
     async fn launch(&self, launch: Launch) -> Result<Box<dyn Vm>, VmmError> {
-        match self.call(Step::Launch, &launch.marker) {
+        let step = match &launch.origin {
+            Origin::Boot | Origin::BootInto(_) => Step::Launch,
+            Origin::Saved(_) => Step::Restore,
+        };
+        match self.call(step, &launch.marker) {
             None => {}
             Some(Fault::Fail) => return Err(injected()),
             Some(Fault::End) => return Err(ended("starting the VMM", VmExit::Code(1))),
@@ -218,6 +231,12 @@ impl Vmm for FakeVmm {
         };
         let (exit, seen) = watch::channel(None);
         let vcpus = launch.plan.vcpus;
+        let savable = matches!(launch.origin, Origin::BootInto(_));
+        let origin = match launch.origin {
+            Origin::Boot => Vec::new(),
+            Origin::BootInto(memory) => vec![memory],
+            Origin::Saved(SavedMachine { state, memory, .. }) => vec![state, memory],
+        };
         state.machines.push(Machine {
             process,
             plan: launch.plan,
@@ -231,10 +250,21 @@ impl Vmm for FakeVmm {
                 launch.data_listener,
                 launch.console_listener,
                 launch.stderr,
-            ],
+            ]
+            .into_iter()
+            .chain(origin)
+            .collect(),
+            savable,
         });
         drop(state);
         Ok(self.vm(index, process, seen))
+    }
+
+    fn signature(&self, plan: &VmPlan, accelerator: Accelerator) -> Result<String, VmmError> {
+        let VmPlan {
+            vcpus, memory_mib, ..
+        } = plan;
+        Ok(format!("fake {accelerator:?} {vcpus} {memory_mib}"))
     }
 
     async fn adopt(&self, process: HostProcess, _: VmPlan, _: OwnedFd) -> Result<Box<dyn Vm>, VmmError> {
@@ -339,6 +369,30 @@ impl Vm for FakeVm {
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
+
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Snapshot for FakeVm {
+    async fn save(&self, state: OwnedFd, deadline: Duration) -> Result<(), VmmError> {
+        let step = "saving the machine";
+        let saved = self.go(Step::Save, step, self.process.pid, |machine| {
+            if !machine.savable {
+                return Err(VmmError::Device {
+                    id: "mem0".into(),
+                    what: "its memory is in no file",
+                });
+            }
+            std::io::Write::write_all(&mut std::fs::File::from(state), b"fake state")
+                .map_err(|source| VmmError::Io { step, source })
+        });
+        tokio::time::timeout(deadline, saved)
+            .await
+            .unwrap_or(Err(VmmError::Deadline { step, deadline }))
+    }
 }
 
 #[async_trait]
@@ -439,7 +493,6 @@ impl Resize for FakeVm {
 mod tests {
     use super::*;
     use crate::qemu::testing::plan;
-    use bulkhead_model::vm::Accelerator;
     use std::fs::File;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -458,6 +511,7 @@ mod tests {
             marker: "m".into(),
             cgroup_procs: Vec::new(),
             share: None,
+            origin: Origin::Boot,
         }
     }
 
@@ -547,5 +601,26 @@ mod tests {
         vmm.end(VmExit::Code(0));
         assert_eq!(again.exited().await, VmExit::Code(0));
         assert!(vmm.adopt(vm.process(), plan(), fd()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_saved_and_goes_on_elsewhere() {
+        let vmm = FakeVmm::new();
+        let temp = tempfile::tempdir().unwrap();
+        let file = |name: &str| OwnedFd::from(File::create(temp.path().join(name)).unwrap());
+        let mut first = launch();
+        first.origin = Origin::BootInto(file("memory"));
+        let vm = vmm.launch(first).await.unwrap();
+        vm.snapshot().unwrap().save(file("state"), SOON).await.unwrap();
+        let mut again = launch();
+        again.origin = Origin::Saved(SavedMachine {
+            state: File::open(temp.path().join("state")).unwrap().into(),
+            memory: File::open(temp.path().join("memory")).unwrap().into(),
+            reuse: crate::MemoryReuse::Copy,
+        });
+        let again = vmm.launch(again).await.unwrap();
+        assert!(again.snapshot().unwrap().save(file("x"), SOON).await.is_err());
+        let steps: Vec<Step> = vmm.calls().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [Step::Launch, Step::Save, Step::Restore, Step::Save]);
     }
 }

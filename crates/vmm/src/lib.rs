@@ -10,5 +10,8 @@ pub mod probe;
 pub mod qemu;
 pub mod qmp;
 
-pub use machine::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+pub use machine::{
+    DeviceRequest, Hotplug, Launch, MemoryReuse, Origin, Plugged, Resize, SavedMachine, Snapshot, Vm, VmExit,
+    Vmm, VmmError,
+};
 pub use qemu::Qemu;

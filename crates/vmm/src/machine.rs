@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!  Vmm::launch ─► Vm (stopped CPUs) ─► Hotplug::plug … ─► resume ─► exited
+//!       ▲ Origin::Saved                                     └─► Snapshot::save ─► kill
+//!       └───────────────────── state and memory files ◄────────────┘
 //! ```
 //!
 //! Owns: the contract between engine and driver. Never: a VMM's arguments.
 
 use async_trait::async_trait;
 use bulkhead_model::{HostProcess, VmPlan, vm::Accelerator};
+use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +43,43 @@ pub struct Launch {
     pub cgroup_procs: Vec<PathBuf>,
     /// Directory the VMM itself shares with the guest, and its mount tag there: virtio-9p cannot be plugged later.
     pub share: Option<(PathBuf, String)>,
+    /// How the machine comes to life.
+    pub origin: Origin,
+}
+
+/// How a machine comes to life.
+#[derive(Debug, Default)]
+pub enum Origin {
+    /// Its kernel boots.
+    #[default]
+    Boot,
+    /// Its kernel boots with this file as memory, so that it can be saved. The file is opened for writing, as
+    /// long as the memory, and all holes.
+    BootInto(OwnedFd),
+    /// A saved machine goes on where it was stopped.
+    Saved(SavedMachine),
+}
+
+/// What [`Snapshot::save`] left, opened for one start.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// The state of its devices, to be read from the beginning.
+    pub state: OwnedFd,
+    /// The file that was its memory.
+    pub memory: OwnedFd,
+    /// How the memory is used.
+    pub reuse: MemoryReuse,
+}
+
+/// How a machine gets the memory of the one it was saved from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryReuse {
+    /// A copy of its own, which devices in other processes (vhost-user) can map.
+    Copy,
+    /// The file itself, mapped copy-on-write: pages nobody writes are there once for all machines. Devices in
+    /// other processes would not see what is written.
+    CopyOnWrite,
 }
 
 /// How a VMM process ended.
@@ -210,6 +250,12 @@ pub struct Plugged {
 pub trait Vmm: Send + Sync {
     /// Starts the VMM with CPUs stopped. On error nothing of it is left.
     async fn launch(&self, launch: Launch) -> Result<Box<dyn Vm>, VmmError>;
+    /// All that makes the machine of a plan what it is, but for the content of the files it names and the VMM
+    /// itself: a saved machine goes on only in one of an equal signature.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`] when such a machine cannot be saved, or not be made at all.
+    fn signature(&self, plan: &VmPlan, accelerator: Accelerator) -> Result<String, VmmError>;
     /// Takes over a running VM: `qmp` is a fresh connection to its machine-protocol socket.
     async fn adopt(&self, process: HostProcess, plan: VmPlan, qmp: OwnedFd) -> Result<Box<dyn Vm>, VmmError>;
 }
@@ -235,6 +281,18 @@ pub trait Vm: Send + Sync {
     fn resize(&self) -> Option<&dyn Resize> {
         None
     }
+    /// Saving.
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        None
+    }
+}
+
+/// Saves a machine that was started by [`Origin::BootInto`].
+#[async_trait]
+pub trait Snapshot: Send + Sync {
+    /// Stops the CPUs and writes the state of the devices to `state`, an empty file. The memory is complete in
+    /// its file then. The machine stays stopped; what is left to do with it is to end it.
+    async fn save(&self, state: OwnedFd, deadline: Duration) -> Result<(), VmmError>;
 }
 
 /// Plugs and unplugs devices.

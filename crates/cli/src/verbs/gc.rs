@@ -1,8 +1,9 @@
-//! `gc`: removes everything of sandboxes whose supervisor is gone.
+//! `gc`: removes everything of sandboxes whose supervisor is gone, and templates that are of no use.
 
-use super::{Outcome, print_text};
+use super::{Outcome, print_text, template};
 use crate::context::Context;
 use bulkhead_model::{Failure, FailureKind};
+use bulkhead_sandbox::host::end_marked;
 use bulkhead_shim::offline;
 use clap::Args;
 
@@ -11,7 +12,7 @@ use clap::Args;
 pub(crate) struct Gc {}
 
 impl Gc {
-    /// Runs the verb: prints the id of each sandbox it removed. Every one is tried.
+    /// Runs the verb: prints the id of each sandbox and template it removed. Every one is tried.
     ///
     /// # Errors
     /// What could not be removed, sandbox by sandbox.
@@ -25,6 +26,14 @@ impl Gc {
             }
         }
         unmapped(context)?;
+        // A configuration that cannot be read names no templates.
+        if let Ok(store) = template::store(context) {
+            let (removed, stuck) = store.collect(|mark| end_marked(mark, None));
+            for key in removed {
+                print_text(&format!("template {key}\n"))?;
+            }
+            left.extend(stuck);
+        }
         if left.is_empty() {
             return Ok(0);
         }

@@ -22,6 +22,7 @@ pub(crate) mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod stop;
+pub(crate) mod template;
 pub(crate) mod update;
 
 use bulkhead_model::Failure;

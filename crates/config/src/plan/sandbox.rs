@@ -69,16 +69,28 @@ pub(super) fn sandbox(
             container_pipe_bytes: agent.container_pipe_size,
             share_pid_namespace: runtime.enable_agent_pidns,
         },
-        factory: FactoryPlan {
-            template: settings.factory.template == "on",
-            template_path: settings.factory.template_path.clone(),
-            vm_cache_number: settings.factory.vm_cache_number,
-            vm_cache_endpoint: settings.factory.vm_cache_endpoint.clone(),
-        },
         kept: false,
+        factory: factory(settings),
         debug: runtime.enable_debug,
         trace: runtime.enable_tracing,
     })
+}
+
+/// The machine without any container's share, and the settings of templates.
+pub(super) fn machine(settings: &Settings, host: &HostFacts) -> (VmPlan, FactoryPlan) {
+    let vm = vm_plan(settings, host, Share::default(), PodSize::default());
+    (vm, factory(settings))
+}
+
+fn factory(settings: &Settings) -> FactoryPlan {
+    let factory = &settings.factory;
+    FactoryPlan {
+        template: factory.template == "on",
+        template_path: factory.template_path.clone(),
+        template_memory: factory.template_memory.clone(),
+        vm_cache_number: factory.vm_cache_number,
+        vm_cache_endpoint: factory.vm_cache_endpoint.clone(),
+    }
 }
 
 /// O-05: of several network namespaces the last with a path counts.

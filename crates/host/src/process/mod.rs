@@ -16,6 +16,7 @@ mod identity;
 mod marker;
 mod namespace;
 mod prepare;
+mod priority;
 mod spawn;
 mod watched;
 
@@ -23,5 +24,6 @@ pub use child::{Child, Exit};
 pub use identity::{IdentityError, alive, open_exact, signal_exact, start_time, wait_gone};
 pub use marker::{MARKER, marked};
 pub use namespace::Namespace;
+pub use priority::give_way;
 pub use spawn::{CgroupRefusal, Spawn, SpawnError, Started};
 pub use watched::{Minded, Run, mind};

@@ -180,6 +180,13 @@ impl Spawn {
         self
     }
 
+    /// Gives it several descriptors, or one that may be absent.
+    #[must_use]
+    pub fn fds(mut self, fds: impl IntoIterator<Item = (OwnedFd, RawFd)>) -> Self {
+        self.fds.extend(fds);
+        self
+    }
+
     /// Joins a cgroup before exec, by its `cgroup.procs` file. A refusal is reported, not fatal.
     #[must_use]
     pub fn cgroup(mut self, procs: impl Into<PathBuf>) -> Self {

@@ -11,6 +11,8 @@ pub struct FactoryPlan {
     pub template: bool,
     /// Directory of templates.
     pub template_path: PathBuf,
+    /// Directory of the memory of templates.
+    pub template_memory: PathBuf,
     /// Booted VMs kept waiting, 0 for none.
     pub vm_cache_number: u32,
     /// Socket of the server that keeps them.

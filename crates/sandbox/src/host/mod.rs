@@ -6,16 +6,19 @@
 mod bind;
 mod console;
 mod daemon;
+mod maker;
 mod network;
 mod undo;
 
+pub use maker::ORDER_FD;
 pub use network::check_network;
-pub use undo::undo;
+pub use undo::{end_marked, undo};
 
 use crate::journal::Resource;
 use crate::layout::SandboxPaths;
 use crate::network::{NetworkSource, NetworkSpace};
 use crate::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
+use crate::template::{Found, Identity, Order, TemplateKey, TemplateStore, shape};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
@@ -25,6 +28,7 @@ use bulkhead_model::plan::RootMount;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
+use bulkhead_vmm::Vmm;
 use console::ConsoleTail;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -273,6 +277,29 @@ impl Platform for RealHost {
 
     fn adopt_daemon(&self, process: HostProcess) -> io::Result<Box<dyn Daemon>> {
         daemon::adopt(process)
+    }
+
+    fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {
+        let absent = |why: String| Found::Absent { why, order: false };
+        if !plan.factory.template {
+            return absent("templates are switched off".into());
+        }
+        match Identity::of(vmm, &shape(&plan.vm), self.accelerator()) {
+            Ok(identity) => TemplateStore::of(&plan.factory).find(&identity),
+            Err(error) => absent(error.to_string()),
+        }
+    }
+
+    fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
+        TemplateStore::of(&plan.factory).destroy(key);
+    }
+
+    fn order_template(&self, plan: &SandboxPlan) -> io::Result<()> {
+        maker::spawn(&Order {
+            plan: shape(&plan.vm),
+            accelerator: self.accelerator(),
+            factory: plan.factory.clone(),
+        })
     }
 
     fn undo(&self, resource: &Resource) -> io::Result<()> {

@@ -69,7 +69,10 @@ fn end_unrecorded(role: &str) -> io::Result<()> {
 }
 
 /// Ends the processes that carry a sandbox's marker, or those of one role.
-pub(super) fn end_marked(marker: &str, role: Option<&str>) -> io::Result<()> {
+///
+/// # Errors
+/// The first process that could not be ended; the others are tried all the same.
+pub fn end_marked(marker: &str, role: Option<&str>) -> io::Result<()> {
     let me = nix::unistd::getpid().as_raw();
     let mut first = Ok(());
     for (pid, start_time, value) in marked(None)? {

@@ -35,6 +35,11 @@ impl World {
         container.advance(State::Running)?;
         self.save()?;
         self.publish();
+        if std::mem::take(&mut self.order_template)
+            && let Err(error) = self.platform.order_template(&self.plan)
+        {
+            tracing::warn!(%error, "having a template made");
+        }
         Ok(())
     }
 }

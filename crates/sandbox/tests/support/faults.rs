@@ -60,6 +60,11 @@ impl Faults {
         self.steps.lock().unwrap()[k]
     }
 
+    /// Whether a step of this name was taken.
+    pub fn reached(&self, name: &'static str) -> bool {
+        self.steps.lock().unwrap().contains(&name)
+    }
+
     /// Makes the step of this name wait for ever.
     pub fn hang_at(&self, name: Option<&'static str>) {
         *self.hang_at.lock().unwrap() = name;
@@ -118,6 +123,7 @@ pub struct Ledger {
     /// What the agent was asked to make.
     pub containers_made: Mutex<Vec<GuestContainer>>,
     pub next_pid: AtomicI32,
+    pub next_vmm: AtomicI32,
 }
 
 impl Ledger {
@@ -132,7 +138,11 @@ impl Ledger {
     }
 
     pub fn spawn(&self, role: &'static str) -> HostProcess {
-        let pid = 1000 + self.next_pid.fetch_add(1, Ordering::SeqCst);
+        // VMM and daemon start at the same time: which is first must not show.
+        let pid = match role {
+            "vmm" => 1001 + 2 * self.next_vmm.fetch_add(1, Ordering::SeqCst),
+            _ => 1000 + 2 * self.next_pid.fetch_add(1, Ordering::SeqCst),
+        };
         self.processes.lock().unwrap().insert(pid, role);
         HostProcess { pid, start_time: 1 }
     }

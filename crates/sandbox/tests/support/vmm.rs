@@ -18,7 +18,9 @@ use bulkhead_sandbox::{
     Beginning, Command, Engine, Handle, Journal, Layout, Luggage, Platform, Reply, Resource, SandboxPaths,
     StdioSet, World,
 };
-use bulkhead_vmm::{DeviceRequest, Hotplug, Launch, Plugged, Resize, Vm, VmExit, Vmm, VmmError};
+use bulkhead_vmm::{
+    DeviceRequest, Hotplug, Launch, Origin, Plugged, Resize, Snapshot, Vm, VmExit, Vmm, VmmError,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -41,6 +43,7 @@ pub struct FakeVm {
     pub ledger: Arc<Ledger>,
     pub end: Arc<watch::Sender<bool>>,
     pub guest: Arc<FakeGuest>,
+    pub savable: bool,
 }
 
 pub fn vmm_error(error: &io::Error) -> VmmError {
@@ -53,16 +56,31 @@ pub fn vmm_error(error: &io::Error) -> VmmError {
 
 #[async_trait]
 impl Vmm for FakeVmm {
-    async fn launch(&self, _: Launch) -> Result<Box<dyn Vm>, VmmError> {
-        self.faults.slow_step("launch").await.map_err(|e| vmm_error(&e))?;
+    async fn launch(&self, launch: Launch) -> Result<Box<dyn Vm>, VmmError> {
+        let (step, savable) = match launch.origin {
+            Origin::Boot => ("launch", false),
+            Origin::BootInto(_) => ("launch", true),
+            Origin::Saved(saved) => {
+                let mut state = String::new();
+                io::Read::read_to_string(&mut std::fs::File::from(saved.state), &mut state).unwrap();
+                assert_eq!(state, "saved");
+                ("restore", false)
+            }
+        };
+        self.faults.slow_step(step).await.map_err(|e| vmm_error(&e))?;
         self.end.send_replace(false);
+        *self.ledger.size.lock().unwrap() = (launch.plan.vcpus, launch.plan.memory_mib, launch.plan.vcpus);
         Ok(Box::new(FakeVm {
             process: self.ledger.spawn("vmm"),
             faults: Arc::clone(&self.faults),
             ledger: Arc::clone(&self.ledger),
             end: Arc::clone(&self.end),
             guest: Arc::clone(&self.guest),
+            savable,
         }))
+    }
+    fn signature(&self, plan: &bulkhead_model::VmPlan, accelerator: Accelerator) -> Result<String, VmmError> {
+        Ok(format!("{accelerator:?} {} {}", plan.vcpus, plan.memory_mib))
     }
     async fn adopt(
         &self,
@@ -72,6 +90,7 @@ impl Vmm for FakeVmm {
     ) -> Result<Box<dyn Vm>, VmmError> {
         self.faults.slow_step("adopt").await.map_err(|e| vmm_error(&e))?;
         Ok(Box::new(FakeVm {
+            savable: false,
             process,
             faults: Arc::clone(&self.faults),
             ledger: Arc::clone(&self.ledger),
@@ -107,6 +126,18 @@ impl Vm for FakeVm {
     }
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
+    }
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        self.savable.then_some(self)
+    }
+}
+
+#[async_trait]
+impl Snapshot for FakeVm {
+    async fn save(&self, state: OwnedFd, _: Duration) -> Result<(), VmmError> {
+        self.faults.slow_step("save").await.map_err(|e| vmm_error(&e))?;
+        io::Write::write_all(&mut std::fs::File::from(state), b"saved").unwrap();
+        Ok(())
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) const QMP_FD: i32 = 3;
 pub(super) const CONTROL_FD: i32 = 4;
 pub(super) const DATA_FD: i32 = 5;
 pub(super) const CONSOLE_FD: i32 = 6;
+/// And the file that is its memory, if it is to have one.
+pub(super) const MEMORY_FD: i32 = 7;
 
 /// Device number of the first root port on `pcie.0`.
 pub(super) const FIRST_ROOT_PORT: u32 = 4;
@@ -40,14 +42,84 @@ pub(super) fn root_port(slot: u32) -> String {
     format!("rp{slot}")
 }
 
+/// How a machine starts, as far as its arguments tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The kernel boots, in memory of the VMM's own.
+    Boot,
+    /// The kernel boots in the memory file, to be saved.
+    BootInto,
+    /// A saved machine goes on: the memory file is mapped shared, or copy-on-write.
+    Saved { shared: bool },
+}
+
 /// All arguments after the program.
 pub(super) fn command_line(
     plan: &VmPlan,
     accelerator: Accelerator,
     tsc_khz: Option<u32>,
+    start: Start,
     share: Option<&(PathBuf, String)>,
 ) -> Result<Vec<OsString>, VmmError> {
     check(plan, accelerator)?;
+    let mut line = machine_line(plan, accelerator, start);
+    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
+        let (directory, tag) = share.ok_or_else(|| VmmError::Unsupported {
+            option: "shared_fs",
+            value: "virtio-9p".into(),
+            expected: "a directory to share",
+        })?;
+        shared_directory(&mut line, plan, directory, tag);
+    }
+    if matches!(start, Start::Saved { .. }) {
+        line.option("-incoming", "defer");
+    } else {
+        line.option("-kernel", &plan.kernel)
+            .option("-initrd", &plan.initrd)
+            .option("-append", kernel_line(plan, accelerator, tsc_khz));
+    }
+    Ok(line.0)
+}
+
+/// What makes the machine of a plan what it is, kernel parameters included: everything but the paths of kernel and
+/// initrd.
+pub(super) fn signature(
+    plan: &VmPlan,
+    accelerator: Accelerator,
+    tsc_khz: Option<u32>,
+) -> Result<String, VmmError> {
+    check(plan, accelerator)?;
+    let unsaved = |option, value: &str| {
+        Err(VmmError::Unsupported {
+            option,
+            value: value.into(),
+            expected: "ordinary memory, for a machine that is saved",
+        })
+    };
+    if plan.hugepages {
+        return unsaved("enable_hugepages", "true");
+    }
+    if plan.memory_backend.is_some() {
+        return unsaved("file_mem_backend", "a directory");
+    }
+    if plan.memory_prealloc {
+        return unsaved("enable_mem_prealloc", "true");
+    }
+    if plan.virtio_mem {
+        return unsaved("enable_virtio_mem", "true");
+    }
+    // Its directory is one sandbox's, and on the command line.
+    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
+        return unsaved("shared_fs", "virtio-9p");
+    }
+    let mut line = machine_line(plan, accelerator, Start::BootInto);
+    line.option("-append", kernel_line(plan, accelerator, tsc_khz));
+    let words: Vec<_> = line.0.iter().map(|word| word.to_string_lossy()).collect();
+    Ok(words.join("\n"))
+}
+
+/// The arguments that a machine and the one it was saved from have in common.
+fn machine_line(plan: &VmPlan, accelerator: Accelerator, start: Start) -> Line {
     let mut line = Line(Vec::new());
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
         line.flag(flag);
@@ -74,24 +146,13 @@ pub(super) fn command_line(
                 .option("-smp", format!("cpus={0},maxcpus={0}", plan.max_vcpus));
         }
     }
-    memory(&mut line, plan);
+    memory(&mut line, plan, start);
     if let Some(firmware) = &plan.firmware {
         line.option("-bios", firmware);
     }
-    line.option("-kernel", &plan.kernel)
-        .option("-initrd", &plan.initrd)
-        .option("-append", kernel_line(plan, accelerator, tsc_khz));
     channels(&mut line, plan);
     devices(&mut line, plan);
-    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
-        let (directory, tag) = share.ok_or_else(|| VmmError::Unsupported {
-            option: "shared_fs",
-            value: "virtio-9p".into(),
-            expected: "a directory to share",
-        })?;
-        shared_directory(&mut line, plan, directory, tag);
-    }
-    Ok(line.0)
+    line
 }
 
 fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
@@ -178,7 +239,7 @@ fn pairs(text: &mut String, pairs: &[KeyValue]) {
     }
 }
 
-fn memory(line: &mut Line, plan: &VmPlan) {
+fn memory(line: &mut Line, plan: &VmPlan, start: Start) {
     let mut size = format!("size={}M", plan.memory_mib);
     // Room for growth exists only with slots for DIMMs or a device that grows.
     let growth = growth_mib(plan);
@@ -187,10 +248,23 @@ fn memory(line: &mut Line, plan: &VmPlan) {
         size.push_str(&format!(",slots={slots},maxmem={}M", plan.memory_mib + growth));
     }
     line.option("-m", size);
-    line.option(
-        "-object",
-        backend(plan, "mem0", plan.memory_mib, plan.memory_prealloc),
-    );
+    let backend = match start {
+        Start::Boot => backend(plan, "mem0", plan.memory_mib, plan.memory_prealloc),
+        Start::BootInto | Start::Saved { .. } => {
+            let share = if start == (Start::Saved { shared: false }) {
+                "off"
+            } else {
+                "on"
+            };
+            let mib = plan.memory_mib;
+            // Opened once more through /proc: it may be a file without a name.
+            format!(
+                "memory-backend-file,id=mem0,size={mib}M,share={share},mem-path=/proc/self/fd/{MEMORY_FD}"
+            )
+            .into()
+        }
+    };
+    line.option("-object", backend);
     if plan.mlock {
         line.option("-overcommit", "mem-lock=on");
     }
@@ -345,14 +419,14 @@ mod tests {
     use super::*;
 
     fn line(plan: &VmPlan) -> String {
-        let line = command_line(plan, Accelerator::Tcg, None, None).unwrap();
+        let line = command_line(plan, Accelerator::Tcg, None, Start::Boot, None).unwrap();
         line.join(OsStr::new(" ")).into_string().unwrap()
     }
 
     fn refused(change: impl FnOnce(&mut VmPlan)) -> String {
         let mut plan = plan();
         change(&mut plan);
-        match command_line(&plan, Accelerator::Tcg, None, None) {
+        match command_line(&plan, Accelerator::Tcg, None, Start::Boot, None) {
             Err(error @ VmmError::Unsupported { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
@@ -442,7 +516,7 @@ mod tests {
         plan.vcpus = 2;
         plan.max_vcpus = 8;
         assert!(line(&plan).contains("-smp cpus=8,maxcpus=8 "));
-        let kvm = command_line(&plan, Accelerator::Kvm, None, None).unwrap();
+        let kvm = command_line(&plan, Accelerator::Kvm, None, Start::Boot, None).unwrap();
         let kvm = kvm.join(OsStr::new(" ")).into_string().unwrap();
         assert!(
             kvm.contains("-accel kvm -cpu host -smp cpus=2,maxcpus=8 "),
@@ -496,5 +570,59 @@ mod tests {
             value: None,
         };
         assert!(refused(|p| p.kernel_params = vec![split]).contains("line end"));
+    }
+
+    #[test]
+    fn a_saved_machine_is_the_one_it_was_saved_from() {
+        let plan = plan();
+        let words = |start| {
+            let line = command_line(&plan, Accelerator::Tcg, None, start).unwrap();
+            line.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        let into = words(Start::BootInto);
+        let copy = words(Start::Saved { shared: true });
+        let mapped = words(Start::Saved { shared: false });
+        assert!(into.contains("share=on,mem-path=/proc/self/fd/7 ") && into.contains("-kernel "));
+        assert!(!copy.contains("-kernel") && !copy.contains("-append") && !copy.contains("-initrd"));
+        assert!(copy.ends_with(" -incoming defer"));
+        assert_eq!(copy.replace("share=on,mem-path", "share=off,mem-path"), mapped);
+        let common = into.split(" -kernel").next().unwrap();
+        assert_eq!(copy.strip_suffix(" -incoming defer"), Some(common));
+    }
+
+    #[test]
+    fn a_signature_knows_kernel_parameters_and_no_paths() {
+        let signature = |plan: &VmPlan| signature(plan, Accelerator::Tcg, None).unwrap();
+        let one = plan();
+        let mut other = plan();
+        other.kernel = "/elsewhere/vmlinux".into();
+        other.initrd = "/elsewhere/initrd".into();
+        assert_eq!(signature(&one), signature(&other));
+        other.kernel_params = vec![KeyValue {
+            key: "a".into(),
+            value: None,
+        }];
+        assert_ne!(signature(&one), signature(&other));
+        other = plan();
+        other.memory_mib += 128;
+        assert_ne!(signature(&one), signature(&other));
+    }
+
+    #[test]
+    fn what_cannot_be_saved_has_no_signature() {
+        let refused = |change: fn(&mut VmPlan)| {
+            let mut plan = plan();
+            change(&mut plan);
+            matches!(
+                signature(&plan, Accelerator::Tcg, None),
+                Err(VmmError::Unsupported { .. })
+            )
+        };
+        assert!(!refused(|_| {}));
+        assert!(refused(|p| p.hugepages = true));
+        assert!(refused(|p| p.memory_backend = Some("/d".into())));
+        assert!(refused(|p| p.memory_prealloc = true));
+        assert!(refused(|p| p.virtio_mem = true));
+        assert!(refused(|p| p.machine_type = "microvm".into()));
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!  stopped (never ran) ──resume──► running ──► ended
+//!  loaded (ran elsewhere) ──resume──┘  └──save──► stopped for good
 //! ```
 //!
 //! Owns: the process, its QMP connection, the table of root ports. Never: outlives as a guard: dropping it
-//! leaves QEMU alone. Called by the engine as `Vm`; hot-plug and resize are in their own files.
+//! leaves QEMU alone. Called by the engine as `Vm`; hot-plug, resize and snapshot are in their own files.
 
 use super::process::VmmProcess;
 use super::slots::Slots;
 use crate::qmp::{QmpClient, QmpError};
-use crate::{Hotplug, Resize, Vm, VmExit, VmmError};
+use crate::{Hotplug, Resize, Snapshot, Vm, VmExit, VmmError};
 use async_trait::async_trait;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
@@ -149,6 +150,10 @@ impl Vm for Instance {
     }
 
     fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
         Some(self)
     }
 }

@@ -1,14 +1,22 @@
 //! From a [`Launch`] to a machine that answers QMP with its CPUs stopped, and taking over one that runs.
 //!
+//! ```text
+//!  spawn ─► QMP handshake ────────────────► stopped             (boot)
+//!    │                     ╲─► state loaded ─► stopped             (saved)
+//!    └─► memory copied ───╱   beside QEMU's own start
+//! ```
+//!
 //! Owns: descriptors, environment and surroundings of the process. Never: a device. Every failure ends the
 //! process, also when the caller gives up in the middle.
 
-use super::command_line::{CONSOLE_FD, CONTROL_FD, DATA_FD, QMP_FD, command_line};
+use super::command_line::{CONSOLE_FD, CONTROL_FD, DATA_FD, MEMORY_FD, QMP_FD, Start, command_line};
 use super::instance::Instance;
 use super::process::{Starting, VmmProcess};
+use super::snapshot;
 use super::stderr::StderrTail;
 use crate::qmp::QmpClient;
-use crate::{Launch, VmmError};
+use crate::{Launch, MemoryReuse, Origin, VmmError};
+use bulkhead_host::memory;
 use bulkhead_host::process::{MARKER, Namespace, Spawn, SpawnError};
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
@@ -39,6 +47,7 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         marker,
         cgroup_procs,
         share,
+        origin,
     } = launch;
     // QEMU's own words for it would not say what to do.
     for (what, path) in [("kernel", &plan.kernel), ("initrd", &plan.initrd)] {
@@ -48,7 +57,22 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
             source,
         })?;
     }
-    let args = command_line(&plan, accelerator, tsc_khz, share.as_ref())?;
+    let (start, memory, copy, state) = match origin {
+        Origin::Boot => (Start::Boot, None, None, None),
+        Origin::BootInto(memory) => (Start::BootInto, Some(memory), None, None),
+        Origin::Saved(saved) if saved.reuse == MemoryReuse::Copy => {
+            let bytes = u64::from(plan.memory_mib) << 20;
+            let own = memory::anonymous(c"guest", bytes).map_err(io_error("making the memory"))?;
+            let to = own.try_clone().map_err(io_error("making the memory"))?;
+            let start = Start::Saved { shared: true };
+            (start, Some(own), Some((saved.memory, to)), Some(saved.state))
+        }
+        Origin::Saved(saved) => {
+            let start = Start::Saved { shared: false };
+            (start, Some(saved.memory), None, Some(saved.state))
+        }
+    };
+    let args = command_line(&plan, accelerator, tsc_khz, start, share.as_ref())?;
     tracing::debug!(?args, "VMM");
     let (stderr_read, stderr_write) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("making a pipe")(e.into()))?;
@@ -60,6 +84,7 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
         .fd(control_listener, CONTROL_FD)
         .fd(data_listener, DATA_FD)
         .fd(console_listener, CONSOLE_FD)
+        .fds(memory.map(|memory| (memory, MEMORY_FD)))
         .directory("/")
         // A core file would hold the guest's memory.
         .limit(RLIMIT_CORE, 0, 0)
@@ -71,6 +96,8 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
     for procs in cgroup_procs {
         spawn = spawn.cgroup(procs);
     }
+    let copying = copy
+        .map(|(from, to)| tokio::task::spawn_blocking(move || memory::copy_data(&from.into(), &to.into())));
     // Cloning waits for the child's exec. The guard travels with it: a caller that gives up meanwhile
     // leaves no process.
     let assets = plan.asset_hashes.clone();
@@ -92,9 +119,25 @@ pub(super) async fn launch(launch: Launch, tsc_khz: Option<u32>) -> Result<Insta
     if plan.memory_prealloc {
         deadline += PREALLOC_PER_GIB * (plan.memory_mib / 1024);
     }
-    let client = shake_hands(&process, qmp, deadline).await?;
+    let client = match copying {
+        None => shake_hands(&process, qmp, deadline).await?,
+        Some(copying) => {
+            // QEMU writes nothing to a memory whose machine comes in later.
+            let (client, copied) = tokio::join!(shake_hands(&process, qmp, deadline), copying);
+            let copied = copied
+                .map_err(io::Error::other)
+                .flatten()
+                .map_err(io_error("copying the memory"))?;
+            tracing::debug!(bytes = copied, "the memory is copied");
+            client?
+        }
+    };
+    let instance = Instance::started(process, client, plan, accelerator);
+    if let Some(state) = state {
+        snapshot::load(&instance, state).await?;
+    }
     starting.done();
-    Ok(Instance::started(process, client, plan, accelerator))
+    Ok(instance)
 }
 
 async fn shake_hands(process: &VmmProcess, qmp: OwnedFd, deadline: Duration) -> Result<QmpClient, VmmError> {

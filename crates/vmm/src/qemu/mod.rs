@@ -1,7 +1,7 @@
 //! The QEMU driver (7.2 and newer), x86-64.
 //!
 //! ```text
-//!  Qemu::launch ─► command_line ─► launch (spawn, QMP handshake) ─► Instance: hotplug, resize
+//!  Qemu::launch ─► command_line ─► launch (spawn, QMP handshake) ─► Instance: hotplug, resize, snapshot
 //!  Qemu::adopt ──────────────────► QMP handshake, state re-queried ─┘
 //! ```
 //!
@@ -17,12 +17,14 @@ mod launch;
 mod process;
 mod resize;
 mod slots;
+mod snapshot;
 mod stderr;
 #[cfg(test)]
 pub(crate) mod testing;
 
 use crate::{Launch, Vm, Vmm, VmmError};
 use async_trait::async_trait;
+use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
 use instance::Instance;
 use std::os::fd::OwnedFd;
@@ -47,6 +49,10 @@ impl Vmm for Qemu {
     async fn launch(&self, launch: Launch) -> Result<Box<dyn Vm>, VmmError> {
         let instance: Instance = launch::launch(launch, self.tsc_khz).await?;
         Ok(Box::new(instance))
+    }
+
+    fn signature(&self, plan: &VmPlan, accelerator: Accelerator) -> Result<String, VmmError> {
+        command_line::signature(plan, accelerator, self.tsc_khz)
     }
 
     async fn adopt(&self, process: HostProcess, plan: VmPlan, qmp: OwnedFd) -> Result<Box<dyn Vm>, VmmError> {

@@ -6,7 +6,7 @@
 use bulkhead_host::process::Child;
 use bulkhead_model::vm::{Accelerator, BlockPlan, SharedFs};
 use bulkhead_model::{HostProcess, VmPlan};
-use bulkhead_vmm::{Launch, Qemu, Vm, Vmm, VmmError};
+use bulkhead_vmm::{Launch, Origin, Qemu, Vm, Vmm, VmmError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -117,6 +117,7 @@ impl Lab {
             marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
             share: None,
+            origin: Origin::Boot,
         };
         let vm = Qemu::new(None).launch(launch).await?;
         let reader = |stream: UnixStream| {

@@ -1,0 +1,26 @@
+//! Saved machines that sandboxes start from.
+//!
+//! ```text
+//!  start ─► Identity (signature of the machine, files) ─► TemplateStore::find ─┬─ Ready ──► restored
+//!                                                                              └─ Absent ─► booted cold
+//!  after a cold start ─► Order ─► a process of its own: make ─► boot ─► save ─► publish (rename)
+//! ```
+//!
+//! Owns: what a template is, where it lies, when it is good, how it is made. Never: which sandbox uses it (see
+//! `boot`), QEMU's arguments. Called by the real host, the process that makes one, and the template verbs.
+
+mod digests;
+mod error;
+mod identity;
+mod make;
+mod manifest;
+mod order;
+mod store;
+
+pub use error::TemplateError;
+pub use identity::{Identity, TemplateKey};
+pub use make::{Outcome, make};
+pub use manifest::Manifest;
+pub use order::{Order, shape};
+pub(crate) use store::reuse;
+pub use store::{Condition, Found, Kept, Template, TemplateStore};

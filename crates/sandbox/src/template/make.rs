@@ -1,0 +1,273 @@
+//! Making a template: boot, wait for the agent, save, publish.
+//!
+//! ```text
+//!  digests ─► lock ─► boot into the memory file ─► hello ─► warm up ─► save ─► seal ─► rename
+//!     └───── any failure: VM ended, files removed, the reason left for readers ◄──┘
+//! ```
+//! Killed in the middle it leaves files and processes named after the key; the next maker and gc remove them.
+//!
+//! Owns: that order. Never: decides when one is made. Called by the process that was started for it.
+
+use super::digests::{Digests, hex};
+use super::error::TemplateError;
+use super::identity::{Asset, FORM, Identity, TemplateKey};
+use super::manifest::{Manifest, Sealed};
+use super::order::Order;
+use super::store::TemplateStore;
+use crate::journal::Resource;
+use crate::platform::{GuestPorts, Platform};
+use bulkhead_model::HostProcess;
+use bulkhead_protocol::{Guest, GuestIdentity};
+use bulkhead_vmm::{Launch, Origin, Vm, Vmm, VmmError};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For the whole of it; a boot has the plan's own deadline.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// For writing the state, 400 KB.
+const SAVE: Duration = Duration::from_secs(120);
+/// For a killed VM to be gone.
+const KILL: Duration = Duration::from_secs(20);
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Made.
+    Made(TemplateKey),
+    /// There was a good one.
+    Present(TemplateKey),
+    /// Somebody else is making it.
+    BeingMade(TemplateKey),
+}
+
+/// Carries out an order.
+///
+/// # Errors
+/// What failed first. Nothing is left then but the reason.
+pub async fn make(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<Outcome, TemplateError> {
+    let store = TemplateStore::of(&order.factory);
+    store.make_dirs()?;
+    let identity = Identity::of(vmm, &order.plan, order.accelerator)?;
+    let mut digests = Digests::load(&store.digests());
+    let (key, assets) = identity.learn(&mut digests)?;
+    let kept = store.digests();
+    digests.save(&kept).map_err(TemplateError::io("writing", kept))?;
+    // Held to the end of this function.
+    let Some(_lock) = store.lock(&key)? else {
+        return Ok(Outcome::BeingMade(key));
+    };
+    match store.open(&key) {
+        Ok(Some(_)) => return Ok(Outcome::Present(key)),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(%key, error = bulkhead_model::failure::chain(&error), "replacing a template");
+            store.destroy(&key);
+        }
+    }
+    store.sweep(&key);
+    let mut bench = Bench {
+        store: &store,
+        key: &key,
+        host,
+        vm: None,
+    };
+    let made = tokio::time::timeout(DEADLINE, bench.work(order, vmm, assets))
+        .await
+        .unwrap_or(Err(TemplateError::Deadline { deadline: DEADLINE }));
+    bench.clear();
+    match made {
+        Ok(()) => {
+            let _ = std::fs::remove_file(store.failure(&key));
+            Ok(Outcome::Made(key))
+        }
+        Err(error) => {
+            // Without it the next start only tries again sooner.
+            let _ = std::fs::write(store.failure(&key), bulkhead_model::failure::chain(&error));
+            Err(error)
+        }
+    }
+}
+
+/// A template in the making.
+struct Bench<'a> {
+    store: &'a TemplateStore,
+    key: &'a TemplateKey,
+    host: &'a dyn Platform,
+    vm: Option<HostProcess>,
+}
+
+impl Bench<'_> {
+    async fn work(&mut self, order: &Order, vmm: &dyn Vmm, assets: Vec<Asset>) -> Result<(), TemplateError> {
+        let unfinished = self.store.unfinished(self.key);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&unfinished)
+            .map_err(TemplateError::io("making", &unfinished))?;
+        let state = unfinished.join("state");
+        let memory = self.memory_path()?;
+        let bytes = u64::from(order.plan.memory_mib) << 20;
+        let (vm, guest) = self.boot(order, vmm, fresh(&memory, bytes)?).await?;
+        let hello = guest.hello().clone();
+        // What a first call brings about in the agent is in the template then, not in every start.
+        let first = guest.configure(GuestIdentity::default());
+        alive(&vm, "warming up", first).await??;
+        let snapshot = vm.snapshot().ok_or_else(|| VmmError::Unsupported {
+            option: "template",
+            value: "on".into(),
+            expected: "a VMM that can save machines",
+        })?;
+        snapshot.save(fresh(&state, 0)?, SAVE).await?;
+        vm.kill(KILL).await?;
+        self.vm = None;
+        for path in [&state, &memory] {
+            seal(path).map_err(TemplateError::io("sealing", path))?;
+        }
+        let place = self.store.place(self.key);
+        let manifest = Manifest {
+            form: FORM,
+            key: self.key.clone(),
+            bulkhead: env!("CARGO_PKG_VERSION").to_owned(),
+            created_ns: self.host.now_ns(),
+            kernel_release: hello.kernel_release,
+            boot_nonce: hello.boot_nonce,
+            vcpus: order.plan.vcpus,
+            memory_mib: order.plan.memory_mib,
+            assets,
+            state: Sealed::of(&state, &place.join("state"), true)?,
+            memory: Sealed::of(&memory, &memory, false)?,
+        };
+        publish(&manifest, &unfinished, &place)
+    }
+
+    /// Boots the machine and hears its agent.
+    async fn boot(
+        &mut self,
+        order: &Order,
+        vmm: &dyn Vmm,
+        memory: OwnedFd,
+    ) -> Result<(Arc<dyn Vm>, Arc<dyn Guest>), TemplateError> {
+        let host = self.host;
+        let sockets = self.store.sockets(self.key);
+        host.make_dir(&sockets)
+            .map_err(TemplateError::io("making", &sockets))?;
+        let pair = |name: &str| {
+            let path = sockets.join(name);
+            let listener = host.listen(&path)?;
+            Ok((listener, host.connect(&path)?))
+        };
+        let pair = |name: &str| pair(name).map_err(TemplateError::io("connecting", sockets.join(name)));
+        let (qmp, control, data, console) = (pair("qmp")?, pair("control")?, pair("data")?, pair("console")?);
+        // Everybody who needs them has them.
+        let _ = std::fs::remove_dir_all(&sockets);
+        let io = |step| TemplateError::io(step, &sockets);
+        host.follow_console(console.1)
+            .map_err(io("following the console of"))?;
+        let launch = Launch {
+            plan: order.plan.clone(),
+            accelerator: order.accelerator,
+            qmp_listener: qmp.0,
+            qmp: qmp.1,
+            control_listener: control.0,
+            data_listener: data.0,
+            console_listener: console.0,
+            stderr: host.log_pipe("vmm").map_err(io("opening a log pipe for"))?,
+            marker: format!("{}/vmm", self.store.mark(self.key)),
+            cgroup_procs: Vec::new(),
+            share: None,
+            origin: Origin::BootInto(memory),
+        };
+        let vm: Arc<dyn Vm> = Arc::from(vmm.launch(launch).await?);
+        self.vm = Some(vm.process());
+        vm.resume().await?;
+        // No stream is ever opened: what is remembered of none goes with the rest.
+        let streams = self.store.unfinished(self.key).join("streams");
+        host.make_dir(&streams)
+            .map_err(TemplateError::io("making", &streams))?;
+        let ports = GuestPorts {
+            control: control.1,
+            data: data.1,
+            streams: &streams,
+            reattach: false,
+            deadline: Duration::from_secs(u64::from(order.plan.boot_timeout_s)),
+        };
+        let guest = alive(&vm, "waiting for the agent", host.connect_guest(ports)).await??;
+        let _ = std::fs::remove_dir_all(&streams);
+        Ok((vm, guest))
+    }
+
+    fn memory_path(&self) -> Result<PathBuf, TemplateError> {
+        let seed = self
+            .host
+            .entropy()
+            .map_err(TemplateError::io("reading", "/dev/urandom"))?;
+        let nonce = hex(&seed[..seed.len().min(8)]);
+        Ok(self.store.memory(self.key, &nonce))
+    }
+
+    /// Ends and removes what is not part of a complete template.
+    fn clear(&mut self) {
+        if let Some(process) = self.vm.take() {
+            let vm = Resource::Process {
+                role: "vmm".into(),
+                process: Some(process),
+            };
+            if let Err(error) = self.host.undo(&vm) {
+                tracing::error!(%error, "ending the VM");
+            }
+        }
+        self.store.sweep(self.key);
+    }
+}
+
+/// Waits for `work`, at most as long as the VM lives.
+async fn alive<T>(
+    vm: &Arc<dyn Vm>,
+    step: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T, TemplateError> {
+    tokio::select! {
+        done = work => Ok(done),
+        exit = vm.exited() => Err(VmmError::Ended { step, exit, stderr: String::new() }.into()),
+    }
+}
+
+/// A new file of `bytes` bytes without data.
+fn fresh(path: &Path, bytes: u64) -> Result<OwnedFd, TemplateError> {
+    let open = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.set_len(bytes)?;
+        io::Result::Ok(file.into())
+    };
+    open().map_err(TemplateError::io("making", path))
+}
+
+/// Makes a file durable and read-only.
+fn seal(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    file.set_permissions(Permissions::from_mode(0o400))
+}
+
+fn publish(manifest: &Manifest, unfinished: &Path, place: &Path) -> Result<(), TemplateError> {
+    let path = unfinished.join("manifest.json");
+    let written = || {
+        std::fs::write(unfinished.join("used"), "")?;
+        let file = File::create(&path)?;
+        serde_json::to_writer_pretty(&file, manifest)?;
+        file.sync_all()?;
+        File::open(unfinished)?.sync_all()?;
+        std::fs::rename(unfinished, place)?;
+        place.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    };
+    written().map_err(TemplateError::io("publishing", place))
+}

@@ -1,0 +1,64 @@
+//! The process that makes a template after a cold start, and the same work in the foreground.
+//!
+//! ```text
+//!  supervisor ─ order on a descriptor ─► template-maker: lowest priority ─► log ─► make ─► end
+//! ```
+//!
+//! Owns: the process-wide set-up. Never: how a template is made (`sandbox::template`). Called by `main` for the
+//! hidden verb and by the template verb.
+
+use crate::{accelerator, logfile};
+use bulkhead_host::inherited::take_inherited;
+use bulkhead_host::process::give_way;
+use bulkhead_model::failure::chain;
+use bulkhead_model::{Failure, FailureKind};
+use bulkhead_sandbox::host::{ORDER_FD, RealHost};
+use bulkhead_sandbox::template::{Order, Outcome, make};
+use bulkhead_vmm::qemu::Qemu;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::process::ExitCode;
+
+/// Runs the hidden verb `template-maker`: its order is on [`ORDER_FD`], its words go to `log` beside the templates.
+pub fn main() -> ExitCode {
+    match ordered() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "making a template");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ordered() -> io::Result<()> {
+    let order = File::from(take_inherited(ORDER_FD)?);
+    let order: Order = serde_json::from_reader(&order)?;
+    give_way()?;
+    let dir = &order.factory.template_path;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    logfile::start(&dir.join("log"), order.plan.debug)?;
+    match fill(&order) {
+        Ok(outcome) => tracing::info!(?outcome, "template"),
+        Err(failure) => return Err(io::Error::other(failure.message)),
+    }
+    Ok(())
+}
+
+/// Carries out an order in this process.
+///
+/// # Errors
+/// What failed first; nothing is left then.
+pub fn fill(order: &Order) -> Result<Outcome, Failure> {
+    let fail = |message: String| Failure::new(FailureKind::Internal, message);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(|e| fail(format!("starting the runtime: {e}")))?;
+    let host = RealHost::new(order.accelerator, accelerator::cache());
+    let vmm = Qemu::new(accelerator::probe().tsc_khz);
+    runtime
+        .block_on(make(order, &host, &vmm))
+        .map_err(|error| fail(format!("making a template: {}", chain(&error))))
+}
