@@ -111,9 +111,12 @@ fn guest(workspace: &Workspace, bulkhead: &Path, agent: &Path) -> Result<(), Tas
     tool.run()?;
     let config = workspace.config();
     let text = format!(
-        "# Made by `cargo xtask build`: the guest of this checkout.\n[hypervisor]\nkernel = {:?}\ninitrd = {:?}\n",
+        "# Made by `cargo xtask build`: the guest of this checkout, and its templates.\n[hypervisor]\nkernel = {:?}\n\
+         initrd = {:?}\n[factory]\ntemplate_path = {:?}\ntemplate_memory = {:?}\n",
         out.join("vmlinux"),
-        out.join("initrd")
+        out.join("initrd"),
+        workspace.target().join("templates"),
+        workspace.target().join("templates/memory")
     );
     std::fs::write(&config, text).map_err(|e| TaskError::io(&config, e))
 }

@@ -3,12 +3,14 @@
 //! Owns: such files until their descriptor is closed. Never: maps them. Called by `vmm` and the template store.
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 /// A file of `bytes` bytes, all zero, that lives in memory and goes with its last descriptor. `name` is for
 /// `/proc/<pid>/fd`.
@@ -45,6 +47,54 @@ pub fn copy_data(from: &File, to: &File) -> io::Result<u64> {
     Ok(copied)
 }
 
+/// Turns blocks of `file` that hold nothing but zeroes into holes. Returns the bytes given back.
+///
+/// # Errors
+/// lseek(2), read(2), fallocate(2): `EOPNOTSUPP` on a file system that cannot, with the content as it was.
+pub fn punch_zeroes(file: &File) -> io::Result<u64> {
+    const BLOCK: usize = 4096;
+    const ZERO: [u8; BLOCK] = [0; BLOCK];
+    let mut given_back = 0;
+    let mut buffer = vec![0; 256 * BLOCK];
+    let mut position = 0;
+    while let Some((start, end)) = data_after(file, position)? {
+        let mut at = u64::try_from(start).unwrap_or(0);
+        let end = u64::try_from(end).unwrap_or(0);
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let chunk = &mut buffer[..wanted];
+            file.read_exact_at(chunk, at)?;
+            let blocks: Vec<bool> = chunk
+                .chunks(BLOCK)
+                .map(|block| block == &ZERO[..block.len()])
+                .collect();
+            let mut first = 0;
+            for run in blocks.chunk_by(|a, b| a == b) {
+                if run[0] {
+                    let length = (run.len() * BLOCK).min(wanted - first * BLOCK);
+                    let from = at + (first * BLOCK) as u64;
+                    punch(file, from, length as u64)?;
+                    given_back += length as u64;
+                }
+                first += run.len();
+            }
+            at += wanted as u64;
+        }
+        position = i64::try_from(end).unwrap_or(i64::MAX);
+    }
+    Ok(given_back)
+}
+
+fn punch(file: &File, from: u64, length: u64) -> io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (from, length) = (i64::try_from(from), i64::try_from(length));
+    let (Ok(from), Ok(length)) = (from, length) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    fallocate(file, flags, from, length)?;
+    Ok(())
+}
+
 /// The first range at or after `position` that holds data: lseek(2), `SEEK_DATA`, `SEEK_HOLE`. A file system that
 /// knows no holes reports one range to the end.
 fn data_after(file: &File, position: i64) -> io::Result<Option<(i64, i64)>> {
@@ -60,7 +110,7 @@ fn data_after(file: &File, position: i64) -> io::Result<Option<(i64, i64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn data_is_copied_and_holes_stay() {
@@ -87,5 +137,21 @@ mod tests {
         let from = File::from(anonymous(c"from", 4096).unwrap());
         let to = File::from(anonymous(c"to", 4096).unwrap());
         assert_eq!(copy_data(&from, &to).unwrap(), 0);
+    }
+
+    #[test]
+    fn zeroes_become_holes_and_nothing_else_does() {
+        const SIZE: u64 = 8 << 20;
+        let file = File::from(anonymous(c"memory", SIZE).unwrap());
+        file.write_all_at(&vec![0; SIZE as usize], 0).unwrap();
+        for place in [4096, 3 << 20, SIZE - 1] {
+            file.write_all_at(&[9], place).unwrap();
+        }
+        assert_eq!(punch_zeroes(&file).unwrap(), SIZE - 3 * 4096);
+        assert_eq!(file.metadata().unwrap().blocks() * 512, 3 * 4096);
+        let mut all = vec![1; SIZE as usize];
+        file.read_exact_at(&mut all, 0).unwrap();
+        let set: Vec<usize> = (0..all.len()).filter(|at| all[*at] != 0).collect();
+        assert_eq!(set, [4096, 3 << 20, SIZE as usize - 1]);
     }
 }

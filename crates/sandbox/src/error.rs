@@ -231,7 +231,7 @@ impl SandboxError {
     pub fn may_be_the_template(&self) -> bool {
         match self {
             Self::Boot { source, .. } => source.may_be_the_template(),
-            Self::Vmm(error) => !matches!(error, VmmError::Binary { .. }),
+            Self::Vmm(error) => !matches!(error, VmmError::Binary { .. } | VmmError::Asset { .. }),
             Self::Guest(_) => true,
             _ => false,
         }

@@ -23,4 +23,4 @@ pub use make::{Outcome, make};
 pub use manifest::Manifest;
 pub use order::{Order, shape};
 pub(crate) use store::reuse;
-pub use store::{Condition, Found, Kept, Template, TemplateStore};
+pub use store::{Condition, Found, Kept, Template, TemplateStore, find};

@@ -18,7 +18,7 @@ use crate::journal::Resource;
 use crate::layout::SandboxPaths;
 use crate::network::{NetworkSource, NetworkSpace};
 use crate::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
-use crate::template::{Found, Identity, Order, TemplateKey, TemplateStore, shape};
+use crate::template::{self, Found, Order, TemplateKey, TemplateStore, shape};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
@@ -280,14 +280,7 @@ impl Platform for RealHost {
     }
 
     fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {
-        let absent = |why: String| Found::Absent { why, order: false };
-        if !plan.factory.template {
-            return absent("templates are switched off".into());
-        }
-        match Identity::of(vmm, &shape(&plan.vm), self.accelerator()) {
-            Ok(identity) => TemplateStore::of(&plan.factory).find(&identity),
-            Err(error) => absent(error.to_string()),
-        }
+        template::find(plan, vmm, self.accelerator())
     }
 
     fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {

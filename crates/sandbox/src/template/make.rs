@@ -124,6 +124,14 @@ impl Bench<'_> {
         snapshot.save(fresh(&state, 0)?, SAVE).await?;
         vm.kill(KILL).await?;
         self.vm = None;
+        // Each start copies what is not a hole.
+        match File::options().read(true).write(true).open(&memory) {
+            Ok(file) => match bulkhead_host::memory::punch_zeroes(&file) {
+                Ok(bytes) => tracing::info!(bytes, "pages of zeroes are holes now"),
+                Err(error) => tracing::warn!(%error, "pages of zeroes stay"),
+            },
+            Err(error) => return Err(TemplateError::io("opening", memory)(error)),
+        }
         for path in [&state, &memory] {
             seal(path).map_err(TemplateError::io("sealing", path))?;
         }

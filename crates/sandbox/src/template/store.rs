@@ -17,10 +17,12 @@ use super::digests::Digests;
 use super::error::TemplateError;
 use super::identity::{FORM, Identity, TemplateKey};
 use super::manifest::Manifest;
+use super::order::shape;
 use crate::layout::SOCKET_BASE;
+use bulkhead_model::SandboxPlan;
 use bulkhead_model::plan::FactoryPlan;
-use bulkhead_model::vm::SharedFs;
-use bulkhead_vmm::MemoryReuse;
+use bulkhead_model::vm::{Accelerator, SharedFs};
+use bulkhead_vmm::{MemoryReuse, Vmm};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -347,6 +349,19 @@ impl TemplateStore {
         hash.update([0]);
         hash.update(key.as_str());
         format!("t-{}", super::digests::hex(&hash.finalize()[..7]))
+    }
+}
+
+/// The saved machine a VM of this plan can go on from.
+#[must_use]
+pub fn find(plan: &SandboxPlan, vmm: &dyn Vmm, accelerator: Accelerator) -> Found {
+    let absent = |why: String| Found::Absent { why, order: false };
+    if !plan.factory.template {
+        return absent("templates are switched off".into());
+    }
+    match Identity::of(vmm, &shape(&plan.vm), accelerator) {
+        Ok(identity) => TemplateStore::of(&plan.factory).find(&identity),
+        Err(error) => absent(error.to_string()),
     }
 }
 

@@ -124,12 +124,19 @@ pub struct Ledger {
     pub containers_made: Mutex<Vec<GuestContainer>>,
     pub next_pid: AtomicI32,
     pub next_vmm: AtomicI32,
+    /// Templates that were ordered.
+    pub orders: AtomicI32,
 }
 
 impl Ledger {
     /// Notes something done.
     pub fn note(&self, what: impl Into<String>) {
         self.order.lock().unwrap().push(what.into());
+    }
+
+    /// Templates that were ordered since the last time.
+    pub fn take_orders(&self) -> i32 {
+        self.orders.swap(0, Ordering::SeqCst)
     }
 
     /// What was noted since the last time.

@@ -1,6 +1,7 @@
 //! A host in memory.
 
 use super::*;
+use bulkhead_sandbox::template::{self, Found, TemplateKey, TemplateStore};
 
 use async_trait::async_trait;
 use bulkhead_model::vm::Accelerator;
@@ -177,6 +178,16 @@ impl Platform for FakeHost {
                 seconds: 1,
             })?;
         Ok(Arc::clone(&self.guest) as Arc<dyn Guest>)
+    }
+    fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {
+        template::find(plan, vmm, self.accelerator())
+    }
+    fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
+        TemplateStore::of(&plan.factory).destroy(key);
+    }
+    fn order_template(&self, _: &SandboxPlan) -> io::Result<()> {
+        self.ledger.orders.fetch_add(1, Ordering::SeqCst);
+        self.faults.step("order_template")
     }
     fn undo(&self, resource: &Resource) -> io::Result<()> {
         let sticky = self.sticky.lock().unwrap().clone();

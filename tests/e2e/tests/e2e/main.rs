@@ -42,4 +42,5 @@ mod run;
 mod size;
 mod stop;
 mod stub;
+mod template;
 mod terminal;

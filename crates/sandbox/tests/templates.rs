@@ -1,0 +1,346 @@
+//! Templates on a host that only exists in memory: made, used, refused, and every step of it failing once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use bulkhead_model::plan::FactoryPlan;
+use bulkhead_model::vm::Accelerator;
+use bulkhead_model::{Failure, SandboxPlan};
+use bulkhead_sandbox::template::{
+    Condition, Found, Order, Outcome, TemplateKey, TemplateStore, find, make, shape,
+};
+use bulkhead_sandbox::{Command, Reply};
+use std::path::Path;
+use std::time::Duration;
+use support::*;
+
+/// A plan whose files are there, and were long before the test: a fresh file's digest is not remembered.
+fn plan(bench: &Bench, name: &str) -> SandboxPlan {
+    let mut plan = sandbox_plan(name);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    plan.vm.hypervisor = "/bin/sh".into();
+    plan.vm.kernel = here.join("Cargo.toml");
+    plan.vm.initrd = here.join("src/lib.rs");
+    plan.factory = FactoryPlan {
+        template: true,
+        template_path: bench.dir.path().join("templates"),
+        template_memory: bench.dir.path().join("memory"),
+        ..FactoryPlan::default()
+    };
+    plan
+}
+
+fn order(plan: &SandboxPlan) -> Order {
+    Order {
+        plan: shape(&plan.vm),
+        accelerator: Accelerator::Tcg,
+        factory: plan.factory.clone(),
+    }
+}
+
+async fn made(bench: &Bench) -> TemplateKey {
+    let order = order(&plan(bench, "a"));
+    match make(&order, bench.host.as_ref(), bench.vmm.as_ref())
+        .await
+        .unwrap()
+    {
+        Outcome::Made(key) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// create, start, delete; what the sandbox says of its start.
+async fn life(bench: &Bench, plan: SandboxPlan) -> Result<bulkhead_model::snapshot::Provenance, Failure> {
+    let (handle, engine) = bench.sandbox_of(plan);
+    let result = async {
+        create(&handle, "a", true).await?;
+        call(&handle, Command::Start { id: id("a") }).await?;
+        let Reply::Snapshot { snapshot } = call(&handle, Command::Snapshot).await? else {
+            panic!("no snapshot")
+        };
+        Ok(snapshot.provenance)
+    }
+    .await;
+    if !engine.is_finished() {
+        let force = Command::Delete {
+            id: id("a"),
+            force: true,
+        };
+        let _ = call(&handle, force).await;
+    }
+    let left = tokio::time::timeout(Duration::from_secs(60), engine)
+        .await
+        .expect("the engine ends")
+        .unwrap();
+    assert_eq!(left, Vec::<String>::new());
+    bench.assert_nothing_left("a", "a life");
+    result
+}
+
+#[tokio::test]
+async fn a_start_goes_on_from_a_template_and_grows_to_its_size() {
+    let bench = Bench::new();
+    let mut large = plan(&bench, "a");
+    large.vm.max_vcpus = 4;
+    large.vm.max_memory_mib = 1024;
+    large.vm.memory_slots = 4;
+    large.vm.base_vcpus = 1;
+    large.vm.base_memory_mib = 256;
+    large.vm.vcpus = 3;
+    large.vm.memory_mib = 512;
+    large.pod = true;
+    let cold = life(&bench, large.clone()).await.unwrap();
+    assert_eq!((cold.template, cold.why_cold.is_empty()), (None, false));
+    assert_eq!(
+        bench.ledger.take_orders(),
+        1,
+        "a template is ordered once the first container runs"
+    );
+    let outcome = make(&order(&large), bench.host.as_ref(), bench.vmm.as_ref())
+        .await
+        .unwrap();
+    let Outcome::Made(key) = outcome else {
+        panic!("{outcome:?}")
+    };
+    bench.ledger.take_order();
+    let warm = life(&bench, large).await.unwrap();
+    assert_eq!(warm.template, Some(key.to_string()));
+    assert!(bench.faults.reached("restore"));
+    let order = bench.ledger.take_order();
+    assert!(
+        order.contains(&"set_vcpus 3".into()) && order.contains(&"set_memory 512".into()),
+        "{order:?}"
+    );
+    assert_eq!(bench.ledger.take_orders(), 0);
+}
+
+#[tokio::test]
+async fn templates_can_be_switched_off() {
+    let bench = Bench::new();
+    made(&bench).await;
+    let mut plan = plan(&bench, "a");
+    plan.factory.template = false;
+    let start = life(&bench, plan).await.unwrap();
+    assert_eq!(start.template, None);
+    assert_eq!(bench.ledger.take_orders(), 0);
+    assert!(!bench.faults.reached("restore"));
+}
+
+/// Whatever fails when a saved machine is to go on, the container starts by a boot, once, or there is one error.
+#[tokio::test]
+async fn a_template_that_does_not_do_is_thrown_away_and_the_start_is_cold() {
+    for step in ["restore", "plug", "resume", "connect_guest", "configure"] {
+        let bench = Bench::new();
+        let key = made(&bench).await;
+        bench.faults.fail_at_name(step);
+        let start = life(&bench, plan(&bench, "a")).await.unwrap();
+        assert_eq!(start.template, None, "{step}");
+        assert!(!start.why_cold.is_empty(), "{step}");
+        assert_eq!(bench.ledger.take_orders(), 1, "{step}");
+        let kept = TemplateStore::of(&plan(&bench, "a").factory).list();
+        assert!(kept.is_empty(), "{step}: {key} {kept:?}");
+        assert_eq!(
+            files(&bench.dir.path().join("memory")),
+            Vec::<String>::new(),
+            "{step}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_step_of_a_start_from_a_template_fails_once_and_nothing_is_left() {
+    let bench = Bench::new();
+    made(&bench).await;
+    let before = bench.faults.count();
+    life(&bench, plan(&bench, "a")).await.unwrap();
+    let steps = bench.faults.count() - before;
+    assert!(steps > 20, "only {steps} steps were counted");
+    for k in 0..steps {
+        let bench = Bench::new();
+        made(&bench).await;
+        bench.faults.fail_at(k);
+        // Nothing is left, whether it started cold or was refused.
+        let _ = life(&bench, plan(&bench, "a")).await;
+        life(&bench, plan(&bench, "a"))
+            .await
+            .unwrap_or_else(|e| panic!("retry after step {k}: {e}"));
+    }
+}
+
+#[tokio::test]
+async fn every_step_of_making_one_fails_once_and_nothing_is_left_but_the_reason() {
+    let bench = Bench::new();
+    made(&bench).await;
+    let steps = bench.faults.count();
+    assert!(steps > 10, "only {steps} steps were counted");
+    for k in 0..steps {
+        let bench = Bench::new();
+        let plan = plan(&bench, "a");
+        bench.faults.fail_at(k);
+        let result = make(&order(&plan), bench.host.as_ref(), bench.vmm.as_ref()).await;
+        let step = bench.faults.name(k);
+        bench.ledger.assert_empty(step);
+        if step == "kill" {
+            // It ended all the same, and what it saved is not trusted.
+            assert!(result.is_err());
+        }
+        assert!(result.is_err(), "{step}");
+        assert_eq!(
+            files(&plan.factory.template_memory),
+            Vec::<String>::new(),
+            "{step}"
+        );
+        let kept = TemplateStore::of(&plan.factory).list();
+        assert!(
+            matches!(&kept[..], [one] if matches!(one.condition, Condition::Failed(_))),
+            "{step}: {kept:?}"
+        );
+        // A start does not ask for another one at once.
+        match find(&plan, bench.vmm.as_ref(), Accelerator::Tcg) {
+            Found::Absent { order: false, .. } => {}
+            other => panic!("{step}: {other:?}"),
+        }
+        made(&bench).await;
+    }
+}
+
+#[tokio::test]
+async fn one_is_made_however_many_ask() {
+    let bench = Bench::new();
+    let order = order(&plan(&bench, "a"));
+    bench.faults.hang_at(Some("connect_guest"));
+    {
+        let mut first = Box::pin(make(&order, bench.host.as_ref(), bench.vmm.as_ref()));
+        while !bench.faults.reached("connect_guest") {
+            tokio::select! {
+                biased;
+                done = &mut first => panic!("{done:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        let second = make(&order, bench.host.as_ref(), bench.vmm.as_ref())
+            .await
+            .unwrap();
+        assert!(matches!(second, Outcome::BeingMade(_)), "{second:?}");
+        let store = TemplateStore::of(&order.factory);
+        assert_eq!(store.list()[0].condition, Condition::BeingMade);
+        assert_eq!(
+            store.collect(|_| Ok(())),
+            (Vec::new(), Vec::new()),
+            "gc leaves a live maker alone"
+        );
+    }
+    // The first went away in the middle, as by kill -9: its files are still there.
+    assert_eq!(files(&order.factory.template_memory).len(), 1);
+    let store = TemplateStore::of(&order.factory);
+    let ended = std::cell::Cell::new(0);
+    let (removed, left) = store.collect(|mark| {
+        assert!(mark.starts_with("t-"), "{mark}");
+        ended.set(ended.get() + 1);
+        Ok(())
+    });
+    assert_eq!((removed.len(), left.len(), ended.get()), (1, 0, 1));
+    assert_eq!(files(&order.factory.template_memory), Vec::<String>::new());
+    assert_eq!(files(&order.factory.template_path), ["digests.json"]);
+    bench.faults.hang_at(None);
+    made(&bench).await;
+    let again = make(&order, bench.host.as_ref(), bench.vmm.as_ref())
+        .await
+        .unwrap();
+    assert!(matches!(again, Outcome::Present(_)), "{again:?}");
+}
+
+#[tokio::test]
+async fn damage_is_found_before_a_vm_is_started() {
+    type Harm = fn(&Path, &Path);
+    let harms: [(&str, Harm); 4] = [
+        ("a memory cut short", |_, memory| {
+            let file = std::fs::OpenOptions::new().write(true).open(memory).unwrap();
+            file.set_len(4096).unwrap();
+        }),
+        ("no memory", |_, memory| std::fs::remove_file(memory).unwrap()),
+        ("another state", |place, _| {
+            std::fs::remove_file(place.join("state")).unwrap();
+            std::fs::write(place.join("state"), "wrong").unwrap();
+        }),
+        ("half a manifest", |place, _| {
+            std::fs::write(place.join("manifest.json"), "{\"form\":").unwrap()
+        }),
+    ];
+    for (what, harm) in harms {
+        let bench = Bench::new();
+        let key = made(&bench).await;
+        let plan = plan(&bench, "a");
+        let memory = &plan.factory.template_memory;
+        harm(
+            &plan.factory.template_path.join(key.as_str()),
+            &memory.join(&files(memory)[0]),
+        );
+        match find(&plan, bench.vmm.as_ref(), Accelerator::Tcg) {
+            Found::Absent { order: true, why } => assert!(!why.is_empty()),
+            other => panic!("{what}: {other:?}"),
+        }
+        assert!(!plan.factory.template_path.join(key.as_str()).exists(), "{what}");
+        let start = life(&bench, plan).await.unwrap();
+        assert_eq!(start.template, None, "{what}");
+        assert!(!bench.faults.reached("restore"), "{what}");
+        made(&bench).await;
+        assert!(
+            life(&bench, self::plan(&bench, "a"))
+                .await
+                .unwrap()
+                .template
+                .is_some(),
+            "{what}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn gc_keeps_what_is_of_use_and_removes_what_is_stale() {
+    let bench = Bench::new();
+    let key = made(&bench).await;
+    let plan = plan(&bench, "a");
+    let store = TemplateStore::of(&plan.factory);
+    assert_eq!(store.collect(|_| Ok(())), (Vec::new(), Vec::new()));
+    assert_eq!(store.list().len(), 1);
+    // Its kernel is another one now.
+    let manifest = plan
+        .factory
+        .template_path
+        .join(key.as_str())
+        .join("manifest.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    record["assets"][1]["sha256"] = "0".repeat(64).into();
+    std::fs::write(&manifest, record.to_string()).unwrap();
+    assert_eq!(store.collect(|_| Ok(())), (vec![key], Vec::new()));
+    assert_eq!(files(&plan.factory.template_memory), Vec::<String>::new());
+    assert_eq!(files(&plan.factory.template_path), ["digests.json"]);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_had_is_an_error_of_the_maker_only() {
+    let bench = Bench::new();
+    let mut plan = plan(&bench, "a");
+    // A file where the directory should be.
+    std::fs::write(bench.dir.path().join("file"), "").unwrap();
+    plan.factory.template_path = bench.dir.path().join("file/templates");
+    assert!(
+        make(&order(&plan), bench.host.as_ref(), bench.vmm.as_ref())
+            .await
+            .is_err()
+    );
+    bench.ledger.assert_empty("no directory");
+    let start = life(&bench, plan).await.unwrap();
+    assert_eq!(start.template, None);
+}

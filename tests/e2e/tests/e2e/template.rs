@@ -1,0 +1,247 @@
+//! Templates: clones that are clones, and differ where they must; damage; makers that are killed.
+
+use bulkhead_e2e::{Lab, VERB, until};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// A lab with templates of its own.
+struct Shop {
+    lab: Lab,
+    config: PathBuf,
+    templates: PathBuf,
+}
+
+impl Shop {
+    fn new(more: &str) -> Self {
+        let lab = Lab::new();
+        let templates = lab.dir().join("templates");
+        let config = lab.dir().join("config.toml");
+        let base = std::fs::read_to_string(Lab::config()).unwrap();
+        let base = base.split("[factory]").next().unwrap();
+        let factory =
+            format!("[factory]\ntemplate_path = {templates:?}\ntemplate_memory = {templates:?}\n{more}");
+        std::fs::write(&config, format!("{base}{factory}")).unwrap();
+        Self {
+            lab,
+            config,
+            templates,
+        }
+    }
+
+    fn call(&self, args: &[&str]) -> bulkhead_e2e::Outcome {
+        let config = self.config.to_str().unwrap();
+        self.lab.call_with(&["--config", config], args).within(VERB).run()
+    }
+
+    fn list(&self) -> Vec<Value> {
+        let list = self.call(&["template", "list", "--format", "json"]).ok().json();
+        list.as_array().unwrap().clone()
+    }
+
+    fn provenance(&self, id: &str) -> Value {
+        self.call(&["inspect", id]).ok().json()["provenance"].clone()
+    }
+}
+
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    since.as_secs_f64()
+}
+
+/// Two sandboxes from one template: the nonce that lives only in its memory is in both; identity, randomness and time
+/// are their own. A supervisor that is killed is replaced, and the VM grows from the template's size.
+#[test]
+#[ignore = "needs a VM"]
+fn two_clones_are_clones_and_differ() {
+    let shop = Shop::new("");
+    let key = shop.call(&["template", "create"]).ok().text();
+    let key = key.split(' ').next().unwrap().to_owned();
+    let made = shop.list();
+    assert_eq!(made.len(), 1);
+    assert_eq!(
+        (made[0]["key"].as_str(), &made[0]["condition"]),
+        (Some(key.as_str()), &Value::from("ready"))
+    );
+    let script = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; hostname; \
+        sleep 0.2; exec sleep 600";
+    let mut words = Vec::new();
+    let mut ids = Vec::new();
+    for name in ["one", "two"] {
+        let bundle = shop
+            .lab
+            .bundle()
+            .script(script)
+            .with(|config| config["hostname"] = name.into());
+        let id = shop.lab.id();
+        let out = shop.lab.dir().join(name);
+        let file = std::fs::File::create(&out).unwrap();
+        let config = shop.config.to_str().unwrap();
+        let run = ["run", "--detach", "--bundle", bundle.arg(), &id];
+        let _ = shop
+            .lab
+            .call_with(&["--config", config], &run)
+            .stdout(file)
+            .within(VERB)
+            .run()
+            .ok();
+        let text = || std::fs::read_to_string(&out).unwrap();
+        until("the container spoke", VERB, || text().lines().count() == 3);
+        let provenance = shop.provenance(&id);
+        assert_eq!(provenance["template"], key.as_str(), "{provenance}");
+        assert_eq!(provenance["boot_nonce"], made[0]["manifest"]["boot_nonce"]);
+        assert_eq!(provenance["boot_nonce"].as_str().unwrap().len(), 32);
+        words.push(text().lines().map(str::to_owned).collect::<Vec<_>>());
+        ids.push(id);
+    }
+    for line in 0..3 {
+        assert_ne!(words[0][line], words[1][line]);
+    }
+    assert_eq!((words[0][2].as_str(), words[1][2].as_str()), ("one", "two"));
+    // The wall clock: what the guest says lies between what the host says before and after.
+    let before = now();
+    let told = shop.call(&["exec", &ids[1], "date", "+%s.%N"]).ok().text();
+    let after = now();
+    let told: f64 = told.trim().parse().unwrap();
+    assert!(
+        (before - 0.01..after + 0.01).contains(&told),
+        "{before} {told} {after}"
+    );
+    // Monotonic time went on from the template's, it did not jump to the host's; timers fire.
+    let up = shop
+        .call(&["exec", &ids[1], "cut", "-d.", "-f1", "/proc/uptime"])
+        .ok()
+        .text();
+    assert!(up.trim().parse::<u64>().unwrap() < 600, "{up}");
+    let _ = shop.call(&["exec", &ids[1], "sleep", "0.1"]).ok();
+    // A fresh supervisor takes a clone over.
+    let supervisor = shop.lab.pid_of(&ids[0], "supervisor");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(supervisor),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    assert_eq!(
+        shop.call(&["exec", &ids[0], "echo", "still here"]).ok().text(),
+        "still here\n"
+    );
+    assert_eq!(shop.provenance(&ids[0])["template"], key.as_str());
+    for id in &ids {
+        shop.lab.delete(id);
+    }
+    assert_eq!(
+        shop.call(&["template", "destroy", &key]).ok().text(),
+        format!("{key}\n")
+    );
+    assert!(shop.list().is_empty());
+}
+
+/// The first start is cold and has a template made; a memory cut short makes a cold start again, and a new template.
+#[test]
+#[ignore = "needs a VM"]
+fn a_cold_start_has_a_template_made_and_a_damaged_one_is_replaced() {
+    let shop = Shop::new("");
+    let bundle = shop.lab.bundle().script("exec sleep 600");
+    let started = |words: &str| {
+        let id = shop.lab.id();
+        let _ = shop
+            .call(&["run", "--detach", "--bundle", bundle.arg(), &id])
+            .ok();
+        let provenance = shop.provenance(&id);
+        let why = provenance["why_cold"].as_str().unwrap_or_default().to_owned();
+        assert!(why.contains(words), "{provenance}");
+        shop.lab.delete(&id);
+        provenance["template"].is_string()
+    };
+    let ready = || shop.list().iter().any(|one| one["condition"] == "ready");
+    assert!(!started("no template"));
+    until("a template is made", 3 * VERB, ready);
+    assert!(started(""));
+    let memory = std::fs::read_dir(&shop.templates)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&memory)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    assert!(!started("length"));
+    until("the template is replaced", 3 * VERB, ready);
+    assert!(started(""));
+}
+
+/// `template = "off"`, and a directory that cannot be made: cold, and nothing is said to the user.
+#[test]
+#[ignore = "needs a VM"]
+fn without_a_template_a_start_is_cold() {
+    let off = Shop::new("template = \"off\"\n");
+    let bundle = off.lab.bundle().script("exec sleep 600");
+    let id = off.lab.id();
+    let _ = off.call(&["run", "--detach", "--bundle", bundle.arg(), &id]).ok();
+    let provenance = off.provenance(&id);
+    assert!(
+        provenance["why_cold"].as_str().unwrap().contains("switched off"),
+        "{provenance}"
+    );
+    off.lab.delete(&id);
+    assert!(!off.templates.exists());
+    std::fs::write(&off.templates, "no directory").unwrap();
+    let text = std::fs::read_to_string(&off.config)
+        .unwrap()
+        .replace("\"off\"", "\"on\"");
+    std::fs::write(&off.config, text).unwrap();
+    let quick = off.lab.bundle().script("exit 5");
+    let outcome = off
+        .call(&["run", "--bundle", quick.arg(), &off.lab.id()])
+        .exits(5);
+    assert_eq!(outcome.errors(), "");
+}
+
+/// A maker that is killed while its VM boots: gc ends the VM and removes its files.
+#[test]
+#[ignore = "needs a VM"]
+fn a_maker_that_is_killed_leaves_nothing_after_gc() {
+    let shop = Shop::new("");
+    let config = shop.config.to_str().unwrap();
+    let making = shop
+        .lab
+        .call_with(&["--config", config], &["template", "create"])
+        .start();
+    let dir = shop.templates.clone();
+    let memory = || {
+        let all = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        all.map(|entry| entry.path()).find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.len() == 32 + 1 + 16
+                && path
+                    .metadata()
+                    .is_ok_and(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) > 0)
+        })
+    };
+    until("its VM boots", VERB, || memory().is_some());
+    making.signal(nix::sys::signal::Signal::SIGKILL);
+    making.end(Duration::from_secs(30));
+    let vms = || {
+        let all = bulkhead_host::process::marked(None).unwrap();
+        let path = memory();
+        all.into_iter()
+            .filter(|(pid, ..)| {
+                let fd = std::fs::read_link(format!("/proc/{pid}/fd/7"));
+                fd.ok().is_some_and(|fd| Some(fd) == path)
+            })
+            .count()
+    };
+    assert_eq!(vms(), 1, "the VM outlives its maker");
+    let _ = shop.call(&["gc"]).ok();
+    assert_eq!(vms(), 0);
+    assert_eq!(memory(), None);
+    let left: Vec<_> = std::fs::read_dir(&shop.templates)
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert_eq!(left, ["digests.json"]);
+}
