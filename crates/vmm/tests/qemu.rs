@@ -10,8 +10,9 @@ mod lab;
 
 use bulkhead_host::process::Spawn;
 use bulkhead_model::vm::KeyValue;
-use bulkhead_vmm::{DeviceRequest, VmExit, VmmError};
+use bulkhead_vmm::{DeviceRequest, MemoryReuse, Origin, SavedMachine, VmExit, VmmError};
 use lab::{Helper, LONG, Lab, line};
+use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
@@ -441,4 +442,59 @@ fn a_start_given_up_leaves_nothing() {
         .filter(|(_, _, mark)| mark.contains("given-up"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// A machine is saved and goes on twice, with a copy of its memory and copy-on-write: what its shell knew it knows,
+/// devices can be plugged, and the file of the memory stays as it was. One whose state is cut short is an error.
+#[tokio::test]
+#[ignore = "needs a VM"]
+async fn a_saved_machine_goes_on_with_a_copy_and_copy_on_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, memory) = (dir.path().join("state"), dir.path().join("memory"));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&memory)
+        .unwrap();
+    file.set_len(256 << 20).unwrap();
+    let mut first = Lab::launch_from(Origin::BootInto(file.into()), "first", |_| {})
+        .await
+        .unwrap();
+    first.boot().await;
+    first.sh("word=remembered");
+    let file = File::create(&state).unwrap().into();
+    first.vm().snapshot().unwrap().save(file, LONG).await.unwrap();
+    first.end().await;
+    let before = std::fs::read(&memory).unwrap();
+    let saved = |reuse| {
+        Origin::Saved(SavedMachine {
+            state: File::open(&state).unwrap().into(),
+            memory: File::open(&memory).unwrap().into(),
+            reuse,
+        })
+    };
+    for reuse in [MemoryReuse::Copy, MemoryReuse::CopyOnWrite] {
+        let mut again = Lab::launch_from(saved(reuse), "again", |_| {}).await.unwrap();
+        again.vm().resume().await.unwrap();
+        assert_eq!(again.sh("echo $word"), "remembered", "{reuse:?}");
+        again.sh("head -c 10000000 /dev/zero | tr '\\0' x > /filled");
+        let path = again.disk("late");
+        let plugged = again
+            .vm()
+            .hotplug()
+            .unwrap()
+            .plug(disk("late", path), Vec::new())
+            .await
+            .unwrap();
+        again.sh_until(&format!("[ -e {} ]", sysfs(&plugged.pci_path)));
+        again.end().await;
+    }
+    assert!(
+        std::fs::read(&memory).unwrap() == before,
+        "the file of the memory was written to"
+    );
+    std::fs::write(&state, &std::fs::read(&state).unwrap()[..100_000]).unwrap();
+    let cut = Lab::launch_from(saved(MemoryReuse::CopyOnWrite), "cut", |_| {}).await;
+    assert!(matches!(&cut, Err(VmmError::Ended { .. })), "{:?}", cut.err());
 }

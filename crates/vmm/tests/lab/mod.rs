@@ -98,6 +98,15 @@ impl Lab {
 
     /// The same with a word of its own in the process's mark.
     pub(crate) async fn launch_as(word: &str, change: impl FnOnce(&mut VmPlan)) -> Result<Self, VmmError> {
+        Self::launch_from(Origin::Boot, word, change).await
+    }
+
+    /// The same for a machine that comes to life otherwise.
+    pub(crate) async fn launch_from(
+        origin: Origin,
+        word: &str,
+        change: impl FnOnce(&mut VmPlan),
+    ) -> Result<Self, VmmError> {
         let dir = tempfile::tempdir().unwrap();
         let mut plan = plan(dir.path());
         change(&mut plan);
@@ -117,7 +126,7 @@ impl Lab {
             marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
             share: None,
-            origin: Origin::Boot,
+            origin,
         };
         let vm = Qemu::new(None).launch(launch).await?;
         let reader = |stream: UnixStream| {
