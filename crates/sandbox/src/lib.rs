@@ -23,6 +23,7 @@ pub mod share;
 mod side;
 pub mod size;
 mod span;
+mod start_up;
 pub mod template;
 pub mod world;
 

@@ -6,7 +6,6 @@
 //!
 //! Owns: the live objects, the containers, saving and publishing. Never: waiting for commands (see `engine`).
 
-use crate::boot::{self, Ready, Yard};
 use crate::container::Container;
 use crate::error::SandboxError;
 use crate::journal::{Entry, Journal, Resource};
@@ -15,11 +14,8 @@ use crate::network::Network;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
 use crate::size::Size;
-use crate::template::{Found, Template, TemplateKey, shape};
 use bulkhead_model::snapshot::{Counters, Phase, Provenance};
-use bulkhead_model::{
-    ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State, VmPlan,
-};
+use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
 use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
 use bulkhead_vmm::{Vm, Vmm};
 use std::collections::BTreeMap;
@@ -185,108 +181,6 @@ impl World {
             live,
         };
         (world, published, inbox)
-    }
-
-    /// Starts the VM: from a template if there is one, else, or if that does not do, by a boot. On failure, or when
-    /// the future is dropped, what was acquired is in the journal: call [`Self::tear_down`].
-    ///
-    /// # Errors
-    /// [`SandboxError::Boot`].
-    pub async fn boot(&mut self) -> Result<(), SandboxError> {
-        let base: Vec<Entry> = self.journal.held().into_iter().map(|(entry, _)| entry).collect();
-        let why_cold = match self.platform.find_template(&self.plan, self.vmm.as_ref()) {
-            Found::Ready(template) => {
-                let key = template.key.clone();
-                match self.boot_once(Some(template)).await {
-                    Ok(ready) => return self.booted(ready, Some(key), String::new()),
-                    Err(error) if error.may_be_the_template() => {
-                        let why = bulkhead_model::failure::chain(&error);
-                        tracing::warn!(%key, error = why, "the template does not do: booting, once");
-                        self.platform.reject_template(&self.plan, &key);
-                        self.order_template = true;
-                        self.back_to(&base).await;
-                        why
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Found::Absent { why, order } => {
-                self.order_template = order;
-                why
-            }
-        };
-        let ready = match self.boot_once(None).await {
-            Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
-                tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
-                self.back_to(&base).await;
-                self.boot_once(None).await?
-            }
-            other => other?,
-        };
-        self.booted(ready, None, why_cold)
-    }
-
-    fn booted(
-        &mut self,
-        ready: Ready,
-        template: Option<TemplateKey>,
-        why_cold: String,
-    ) -> Result<(), SandboxError> {
-        let Ready {
-            vm,
-            fsd,
-            guest,
-            cgroup_procs,
-        } = ready;
-        if template.is_some() {
-            let shaped = shape(&self.plan.vm);
-            self.boot_size = Size {
-                vcpus: shaped.vcpus,
-                memory_mib: shaped.memory_mib,
-            };
-            self.size = self.boot_size;
-        }
-        self.provenance = Provenance {
-            template: template.map(|key| key.to_string()),
-            why_cold,
-            boot_nonce: guest.hello().boot_nonce.clone(),
-        };
-        self.state = self.state.moved(State::Running)?;
-        self.phase = Phase::Ready;
-        self.cgroup_procs = cgroup_procs;
-        self.go_live(Live { vm, guest, fsd });
-        self.save()?;
-        self.publish();
-        Ok(())
-    }
-
-    /// As before a start that failed, for another one: what was acquired since is undone, and the sockets' names
-    /// are free.
-    async fn back_to(&mut self, base: &[Entry]) {
-        // What sticks stays in the journal, for the end of the sandbox.
-        self.undo_since(base).await;
-        for name in boot::SOCKETS {
-            let _ = std::fs::remove_file(self.paths.vm_socket(name));
-        }
-    }
-
-    async fn boot_once(&mut self, template: Option<Template>) -> Result<Ready, SandboxError> {
-        let yard = Yard {
-            plan: &self.plan,
-            paths: &self.paths,
-            platform: self.platform.as_ref(),
-            vmm: self.vmm.as_ref(),
-        };
-        boot::boot(yard, &mut self.journal, template).await
-    }
-
-    /// The machine as it was started.
-    pub(crate) fn machine(&self) -> VmPlan {
-        VmPlan {
-            vcpus: self.boot_size.vcpus,
-            memory_mib: self.boot_size.memory_mib,
-            ..self.plan.vm.clone()
-        }
     }
 
     /// Undoes what was acquired beyond `base`, newest first, every entry; what sticks stays in the journal and is

@@ -94,8 +94,8 @@ fn two_clones_are_clones_and_differ() {
         words.push(text().lines().map(str::to_owned).collect::<Vec<_>>());
         ids.push(id);
     }
-    for line in 0..3 {
-        assert_ne!(words[0][line], words[1][line]);
+    for (one, two) in words[0].iter().zip(&words[1]) {
+        assert_ne!(one, two);
     }
     assert_eq!((words[0][2].as_str(), words[1][2].as_str()), ("one", "two"));
     // The wall clock: what the guest says lies between what the host says before and after.
