@@ -1,4 +1,4 @@
-//! `bench start`: a cold start against its floor and its rivals.
+//! `bench start`: a start from a template and a cold one against their floor and their rivals.
 
 use super::bare::Bare;
 use super::figures::{Series, table};
@@ -24,21 +24,30 @@ pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError>
     let quick = bundle::make(&work.join("quick"), &["true"])?;
     let idle = bundle::make(&work.join("idle"), &["sleep", "600"])?;
 
-    let (tree, memory) = look_inside(&subject, &idle)?;
+    // The bare kernel's command line is that of a VM that boots.
+    let cold = subject.call_cold(&["run", "--detach", "--bundle"])?;
+    cold.arg(&idle).arg("bench-cold").run()?;
+    let tree = inspect(&subject, "bench-cold")?;
     let vmm = pid_of(&tree, "vmm").unwrap_or_default();
     let bare = Bare::like(vmm, &workspace.guest(), &work);
-    let _ = subject.call(&["delete", "--force", "bench-idle"]).outcome()?;
+    let _ = subject.call(&["delete", "--force", "bench-cold"]).outcome()?;
     let bare = bare?;
+    subject.call(&["template", "create"]).run()?;
+    let (tree, memory) = look_inside(&subject, &idle)?;
+    let _ = subject.call(&["delete", "--force", "bench-idle"]).outcome()?;
 
     let mut ours = Series::default();
+    let mut warm = Series::default();
     let mut floor = Series::default();
     let mut runc = Series::default();
     let mut crun = Series::default();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         let id = format!("bench-{round}");
+        let cold = subject.call_cold(&["run", "--bundle"])?;
+        measure(cold.arg(&quick).arg(&id), &mut ours)?;
         let mine = subject.call(&["run", "--bundle"]).arg(&quick).arg(&id);
-        measure(mine, &mut ours)?;
+        measure(mine, &mut warm)?;
         floor.add(bare.boot()?);
         for (program, series) in [("runc", &mut runc), ("crun", &mut crun)] {
             let root = work.join(program);
@@ -53,7 +62,7 @@ pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError>
         workspace,
         &subject,
         rounds,
-        [&ours, &floor, &runc, &crun],
+        [&ours, &warm, &floor, &runc, &crun],
         &tree,
         &memory,
     )?;
@@ -82,8 +91,7 @@ fn measure(tool: Tool, series: &mut Series) -> Result<(), TaskError> {
 /// A running sandbox: its tree, and the proportional set size of each process in KiB.
 fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String, u64)>), TaskError> {
     subject.run_detached(idle, "bench-idle")?;
-    let text = subject.call(&["inspect", "bench-idle"]).output()?;
-    let tree: Value = serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))?;
+    let tree = inspect(subject, "bench-idle")?;
     let mut memory = Vec::new();
     for process in tree["processes"].as_array().into_iter().flatten() {
         let role = process["role"].as_str().unwrap_or_default().to_owned();
@@ -92,6 +100,11 @@ fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String
         }
     }
     Ok((tree, memory))
+}
+
+fn inspect(subject: &Subject<'_>, id: &str) -> Result<Value, TaskError> {
+    let text = subject.call(&["inspect", id]).output()?;
+    serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))
 }
 
 fn pid_of(tree: &Value, role: &str) -> Option<i64> {
@@ -103,11 +116,12 @@ fn report(
     workspace: &Workspace,
     subject: &Subject<'_>,
     rounds: usize,
-    [ours, floor, runc, crun]: [&Series; 4],
+    [ours, warm, floor, runc, crun]: [&Series; 5],
     tree: &Value,
     memory: &[(String, u64)],
 ) -> Result<String, TaskError> {
     let mut rows = vec![
+        ("`bulkhead run` true, from a template".to_owned(), warm.cell()),
         ("`bulkhead run` true, cold".to_owned(), ours.cell()),
         (
             "bare kernel in QEMU, to its first process".to_owned(),

@@ -55,6 +55,24 @@ impl<'a> Subject<'a> {
             .deadline(VERB_DEADLINE)
     }
 
+    /// The same for a sandbox that boots, whatever templates there are.
+    pub(super) fn call_cold(&self, arguments: &[&str]) -> Result<Tool, TaskError> {
+        let config = self.workspace.config();
+        let text = std::fs::read_to_string(&config).map_err(|e| TaskError::io(&config, e))?;
+        let cold = self.work.join("cold.toml");
+        // The file ends with the table of the templates.
+        std::fs::create_dir_all(&self.work)
+            .and_then(|()| std::fs::write(&cold, format!("{text}template = \"off\"\n")))
+            .map_err(|e| TaskError::io(&cold, e))?;
+        Ok(Tool::new(&self.bulkhead)
+            .arg("--config")
+            .arg(cold)
+            .arg("--root")
+            .arg(self.root())
+            .args(arguments)
+            .deadline(VERB_DEADLINE))
+    }
+
     /// Runs `bundle` to its end.
     pub(super) fn run(&self, bundle: &Path, id: &str) -> Result<(), TaskError> {
         self.call(&["run", "--bundle"])
