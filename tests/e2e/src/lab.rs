@@ -63,6 +63,16 @@ impl Lab {
         crate::runtime::config()
     }
 
+    /// The same with templates switched off, for tests of a boot.
+    #[must_use]
+    pub fn cold_config(&self) -> PathBuf {
+        let text = std::fs::read_to_string(Self::config()).unwrap();
+        let base = text.split("[factory]").next().unwrap_or_default();
+        let path = self.dir.join("cold.toml");
+        std::fs::write(&path, format!("{base}[factory]\ntemplate = \"off\"\n")).unwrap();
+        path
+    }
+
     /// The test's own directory.
     #[must_use]
     pub fn dir(&self) -> &Path {

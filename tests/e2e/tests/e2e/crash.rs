@@ -236,7 +236,12 @@ fn dies_at_boot(role: &str) {
     let lab = Lab::new();
     let bundle = lab.bundle().script("exec sleep 600");
     let id = lab.id();
-    let creating = lab.call(&["create", "--bundle", bundle.arg(), &id]).start();
+    // A start from a template that fails is made up for by a boot; this is about the boot.
+    let config = lab.cold_config();
+    let options = ["--config", config.to_str().unwrap()];
+    let creating = lab
+        .call_with(&options, &["create", "--bundle", bundle.arg(), &id])
+        .start();
     sigkill(early(&lab, &id, role));
     let outcome = creating.wait();
     if role != "supervisor" {
