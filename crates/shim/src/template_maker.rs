@@ -37,7 +37,7 @@ fn ordered() -> io::Result<()> {
     give_way()?;
     let dir = &order.factory.template_path;
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    logfile::start(&dir.join("log"), order.plan.debug)?;
+    logfile::start(&dir.join("log"), None, order.plan.debug, false)?;
     match fill(&order) {
         Ok(outcome) => tracing::info!(?outcome, "template"),
         Err(failure) => return Err(io::Error::other(failure.message)),

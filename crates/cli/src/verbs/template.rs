@@ -2,12 +2,11 @@
 
 use super::{Outcome, print_json, print_text};
 use crate::context::Context;
-use crate::host_facts;
 use bulkhead_config::{Config, Source};
 use bulkhead_model::plan::FactoryPlan;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::template::{Condition, Kept, Order, TemplateKey, TemplateStore, shape};
-use bulkhead_shim::{accelerator, template_maker};
+use bulkhead_shim::{accelerator, host_facts, template_maker};
 use clap::{Subcommand, ValueEnum};
 
 /// Output forms.

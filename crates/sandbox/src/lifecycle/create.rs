@@ -47,7 +47,8 @@ impl World {
         }
         let live = self.live()?;
         if self.containers.is_empty() && self.network.is_none() {
-            self.join_network(attachment.as_ref().and_then(|it| it.stub)).await?;
+            self.join_network(attachment.as_ref().and_then(|it| it.stub))
+                .await?;
         }
         let platform = std::sync::Arc::clone(&self.platform);
         let mut failed_random = None;

@@ -530,7 +530,7 @@ mod tests {
         let mut plan = plan();
         plan.shared_fs = SharedFs::Virtio9p { msize: 8192 };
         let share = (PathBuf::from("/s,1"), "tag".to_owned());
-        let line = command_line(&plan, Accelerator::Tcg, None, Some(&share)).unwrap();
+        let line = command_line(&plan, Accelerator::Tcg, None, Start::Boot, Some(&share)).unwrap();
         let line = line.join(OsStr::new(" ")).into_string().unwrap();
         assert!(
             line.contains(
@@ -545,7 +545,7 @@ mod tests {
         assert!(line.contains("-sandbox on,"));
         // A directory is of no use to the other kinds.
         plan.shared_fs = SharedFs::None;
-        let line = command_line(&plan, Accelerator::Tcg, None, Some(&share)).unwrap();
+        let line = command_line(&plan, Accelerator::Tcg, None, Start::Boot, Some(&share)).unwrap();
         assert!(line.iter().all(|word| word != "-fsdev"));
     }
 
@@ -576,7 +576,7 @@ mod tests {
     fn a_saved_machine_is_the_one_it_was_saved_from() {
         let plan = plan();
         let words = |start| {
-            let line = command_line(&plan, Accelerator::Tcg, None, start).unwrap();
+            let line = command_line(&plan, Accelerator::Tcg, None, start, None).unwrap();
             line.join(OsStr::new(" ")).into_string().unwrap()
         };
         let into = words(Start::BootInto);
@@ -623,6 +623,7 @@ mod tests {
         assert!(refused(|p| p.memory_backend = Some("/d".into())));
         assert!(refused(|p| p.memory_prealloc = true));
         assert!(refused(|p| p.virtio_mem = true));
+        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }));
         assert!(refused(|p| p.machine_type = "microvm".into()));
     }
 }
