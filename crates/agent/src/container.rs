@@ -14,6 +14,7 @@ use crate::launch::{Attributes, Blueprint, ExecOrder, Launched, Refusal, UserMap
 use crate::process::Process;
 use crate::spec::{self, Facts, Rewritten};
 use crate::stdio::{self, Ends, Streams};
+use crate::steps::step;
 use bulkhead_model::FailureKind;
 use bulkhead_model::oci::{self, LinuxCapabilities, LinuxDevice, LinuxResources, Spec};
 use bulkhead_protocol::api::agent::{CreateContainerRequest, Stdio};
@@ -126,6 +127,7 @@ impl Container {
             kept: false,
         };
         for storage in &request.storages {
+            let _step = step("mount a storage");
             services
                 .storages
                 .add(storage, false)
@@ -152,6 +154,7 @@ impl Container {
         })?;
         apply_sysctls(&rewritten)?;
         apply_swappiness(&rewritten.resources)?;
+        let limiting = step("cgroup and limits");
         let cgroup = Arc::new(Cgroup::create(id).map_err(|error| cgroup_refusal(&error))?);
         undo.cgroup = Some(cgroup.clone());
         for line in cgroup
@@ -163,6 +166,7 @@ impl Container {
         cgroup
             .restrict_devices(&rewritten.rules, &rewritten.devices, services.port_major)
             .map_err(|error| cgroup_refusal(&error))?;
+        drop(limiting);
 
         let blueprint = Blueprint {
             id: id.to_owned(),
@@ -179,6 +183,7 @@ impl Container {
             .map_or((0, 0), |process| owner(process, rewritten.users.as_ref()));
         let engine = services.engine.as_ref();
         let (made, init) = launch(services, &stdio, owner, request.pipe_bytes, &cgroup, |child| {
+            let _step = step("clone, mounts, pivot");
             let Made {
                 handle,
                 shared,
@@ -246,6 +251,7 @@ impl Container {
                 message: format!("container {:?} was started before", self.id),
             });
         }
+        let _step = step("let it run");
         services.engine.start(&self.handle)
     }
 
@@ -293,6 +299,7 @@ impl Container {
         };
         let engine = services.engine.as_ref();
         let ((), running) = launch(services, stdio, owner, self.pipe_bytes, &self.cgroup, |child| {
+            let _step = step("clone, join, exec");
             Ok(((), engine.exec(order, self.cgroup.path(), child)?))
         })?;
         let pid = running.pid;
@@ -401,9 +408,11 @@ impl Container {
     /// # Errors
     /// A process that cannot be killed; everything else is logged.
     pub(crate) fn remove(&self, services: &Services) -> Result<(), Refusal> {
+        let killing = step("kill what is left");
         self.cgroup
             .kill(DEADLINE)
             .map_err(|error| cgroup_refusal(&error))?;
+        drop(killing);
         stdio::finish(
             &services.endpoint,
             Streams {
@@ -428,6 +437,7 @@ impl Container {
                 .events
                 .log("warn", bulkhead_model::failure::chain(&error));
         }
+        let _step = step("unmount and drop caches");
         release(services, &self.storages);
         // The host cannot unmount what this kernel still remembers files of.
         if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "3") {

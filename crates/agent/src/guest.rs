@@ -12,6 +12,7 @@ use crate::network::Networks;
 use crate::oom::OomWatch;
 use crate::reaper::Reaper;
 use crate::spec::Facts;
+use crate::steps::step;
 use crate::storage::Storages;
 use crate::sys::{entropy, names};
 use bulkhead_model::FailureKind;
@@ -107,6 +108,7 @@ impl Guest {
             })?;
         }
         for module in &request.kernel_modules {
+            let _step = step("load a module");
             services.modules.load(module).map_err(|error| Refusal {
                 kind: FailureKind::InvalidArgument,
                 message: bulkhead_model::failure::chain(&error),
@@ -148,6 +150,7 @@ impl Guest {
     }
 
     fn add_shared(&self, storage: &Storage) -> Result<(), Refusal> {
+        let _step = step("mount what is shared");
         self.services
             .storages
             .add(storage, true)

@@ -33,6 +33,7 @@ mod service;
 mod spec;
 mod stats;
 mod stdio;
+mod steps;
 mod storage;
 mod sys;
 mod uevent;
@@ -77,6 +78,7 @@ fn main() {
 }
 
 fn run() -> Result<Infallible, Box<dyn Error>> {
+    let init_ns = steps::boottime_ns();
     boot::prepare()?;
     // One thread until here: the server must be forked before any other exists.
     let launcher = launch::Launcher::fork()?;
@@ -90,7 +92,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         .thread_stack_size(512 << 10)
         .build()?;
     runtime.block_on(async move {
-        let endpoint = Endpoint::new(control, data, hello()?)?;
+        let endpoint = Endpoint::new(control, data, hello(init_ns)?)?;
         let modules = Arc::new(modules::Modules::of(Path::new(boot::MODULES)));
         let events = Arc::new(events::Events::default());
         let guest = guest::Guest::new(guest::Services {
@@ -110,18 +112,17 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     })
 }
 
-fn hello() -> Result<Hello, Box<dyn Error>> {
+fn hello(init_ns: u64) -> Result<Hello, Box<dyn Error>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut nonce = [0_u8; 16];
     sys::entropy::early(&mut nonce)?;
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
-    let now = std::time::Duration::from(now);
     Ok(Hello {
         protocol_version: PROTOCOL_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: release.trim().to_owned(),
         capabilities: CAPABILITIES.map(String::from).to_vec(),
-        ready_boottime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        ready_boottime_ns: steps::boottime_ns(),
+        init_boottime_ns: init_ns,
         boot_nonce: nonce.iter().map(|byte| format!("{byte:02x}")).collect(),
         ..Hello::default()
     })

@@ -6,13 +6,13 @@
 use crate::calls::Calls;
 use crate::guest::Guest;
 use crate::launch::Refusal;
-use crate::{hotplug, listing, stats, stdio};
+use crate::{hotplug, listing, stats, stdio, steps};
 use async_trait::async_trait;
 use bulkhead_model::{ExitStatus, FailureKind};
 use bulkhead_protocol::api::agent::{
-    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
-    ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
-    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Done, Empty,
+    ExecRequest, ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
+    OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, Steps,
     UpdateNetworkRequest, UpdateRequest, WaitResponse,
 };
 use bulkhead_protocol::api::agent_ttrpc::Agent;
@@ -66,7 +66,7 @@ impl Called {
 /// The service.
 pub(crate) struct Service {
     guest: Arc<Guest>,
-    calls: Calls<Outcome>,
+    calls: Calls<(Outcome, Steps)>,
 }
 
 fn refused(refusal: Refusal) -> ttrpc::Error {
@@ -92,20 +92,37 @@ impl Service {
         &self,
         call: Called,
         work: impl FnOnce(&Guest) -> Outcome + Send + 'static,
-    ) -> ttrpc::Result<Answer> {
+    ) -> ttrpc::Result<(Answer, Steps)> {
         let guest = self.guest.clone();
         let id = call.id.clone();
         let run = || async move {
-            tokio::task::spawn_blocking(move || call.traced(&guest, work))
+            tokio::task::spawn_blocking(move || steps::during(|| call.traced(&guest, work)))
                 .await
                 .unwrap_or_else(|error| {
-                    Err(Refusal {
+                    let refusal = Refusal {
                         kind: FailureKind::Internal,
                         message: format!("the call broke off in the agent: {error}"),
-                    })
+                    };
+                    (Err(refusal), Steps::default())
                 })
         };
-        self.calls.once(&id, run).await.ok_or_else(torn)?.map_err(refused)
+        let (outcome, steps) = self.calls.once(&id, run).await.ok_or_else(torn)?;
+        Ok((outcome.map_err(refused)?, steps))
+    }
+
+    /// A call that answers with nothing but what it did.
+    async fn measured(
+        &self,
+        call: Called,
+        work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static,
+    ) -> ttrpc::Result<Done> {
+        let (_, steps) = self
+            .once(call, move |guest| work(guest).map(|()| Answer::Done))
+            .await?;
+        Ok(Done {
+            steps: Some(steps).into(),
+            ..Default::default()
+        })
     }
 
     async fn done(
@@ -133,9 +150,9 @@ impl Service {
 
 #[async_trait]
 impl Agent for Service {
-    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
+    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Done> {
         let call = Called::new("configure", "", &request.request_id);
-        self.done(call, move |guest| guest.configure(&request)).await
+        self.measured(call, move |guest| guest.configure(&request)).await
     }
 
     async fn create_container(
@@ -144,7 +161,7 @@ impl Agent for Service {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         let call = Called::new("create_container", &request.container, &request.request_id);
-        let answer = self
+        let (answer, steps) = self
             .once(call, move |guest| guest.create(&request).map(Answer::Pid))
             .await?;
         let Answer::Pid(guest_pid) = answer else {
@@ -152,27 +169,28 @@ impl Agent for Service {
         };
         Ok(CreateContainerResponse {
             guest_pid,
+            steps: Some(steps).into(),
             ..Default::default()
         })
     }
 
-    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Done> {
         let call = Called::new("start_container", &request.container, &request.request_id);
-        self.done(call, move |guest| {
+        self.measured(call, move |guest| {
             guest.container(&request.container)?.start(&guest.services)
         })
         .await
     }
 
-    async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+    async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Done> {
         let call = Called::new("remove_container", &request.container, &request.request_id);
-        self.done(call, move |guest| guest.remove(&request.container))
+        self.measured(call, move |guest| guest.remove(&request.container))
             .await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
         let call = Called::new("exec", &request.container, &request.request_id);
-        let answer = self
+        let (answer, steps) = self
             .once(call, move |guest| {
                 let container = guest.container(&request.container)?;
                 let stdio = request.stdio.clone().unwrap_or_default();
@@ -186,6 +204,7 @@ impl Agent for Service {
         };
         Ok(ExecResponse {
             guest_pid,
+            steps: Some(steps).into(),
             ..Default::default()
         })
     }
@@ -318,7 +337,7 @@ impl Agent for Service {
 
     async fn online(&self, _: &TtrpcContext, request: OnlineRequest) -> ttrpc::Result<OnlineResponse> {
         let call = Called::new("online", "", &request.request_id);
-        let answer = self
+        let (answer, _) = self
             .once(call, move |_| {
                 let trouble = |error: hotplug::HotplugError| Refusal::internal("hot-plug", &error);
                 let cpus = hotplug::cpus(request.cpus).map_err(trouble)?;

@@ -12,7 +12,8 @@ use crate::context::{BOOT, Context, QUICK};
 use crate::interrupt::{Interrupts, Outcome};
 use crate::pid_file;
 use bulkhead_config::{Config, PlanKind, Plans, Source};
-use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, SandboxId, SandboxPlan};
+use bulkhead_model::timeline::Lane;
+use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, ProcessKey, SandboxId, SandboxPlan};
 use bulkhead_sandbox::Command;
 use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_shim::host_facts;
@@ -100,7 +101,10 @@ pub(crate) fn bring_up(
     }
     let bundle = resolve_bundle(&flags.bundle)?;
     refuse_preserved(flags.preserve_fds)?;
-    let planned = plan(context, flags, &id, &bundle)?;
+    let reading = || plan(context, flags, &id, &bundle);
+    let planned = context
+        .watch
+        .time(Lane::Cli, "read configuration and bundle", reading)?;
     for warning in &planned.warnings {
         context.report.warning(warning);
     }
@@ -115,7 +119,8 @@ pub(crate) fn bring_up(
             Failure::new(FailureKind::InvalidArgument, "process property must not be empty")
         })?;
     let console = Console::open(&flags.console, &process, detach)?;
-    let mut site = Site::open(context, joins, id)?;
+    let opening = || Site::open(context, joins, id);
+    let mut site = context.watch.time(Lane::Cli, "reach the supervisor", opening)?;
     let result = build(context, flags, &mut site, &container, console, interrupts);
     match result {
         Ok((stub, master)) => Ok(Created {
@@ -147,7 +152,8 @@ fn build(
     let mut request =
         StubRequest::for_container(container, paths.control_socket(), &paths.marker, console.stdio);
     request.log = stub_log(&paths.log());
-    let stub = stub::spawn(request).map_err(|e| e.to_failure())?;
+    let spawning = || stub::spawn(request).map_err(|e| e.to_failure());
+    let stub = context.watch.time(Lane::Stub, "start the stub", spawning)?;
     for refusal in &stub.refusals {
         context.report.debug(refusal);
     }
@@ -158,12 +164,20 @@ fn build(
             HookKind::CreateRuntime,
             HookKind::CreateContainer,
         ] {
-            hooks::run(kind, hooks, &state, Some(stub.process()))?;
+            if kind.any(hooks) {
+                let running = || hooks::run(kind, hooks, &state, Some(stub.process()));
+                context.watch.time(Lane::Hooks, kind.name(), running)?;
+            }
         }
     }
     let create = Command::Create {
         plan: Box::new(container.clone()),
     };
+    let key = ProcessKey {
+        container: site.id.clone(),
+        exec: None,
+    };
+    context.watch.tell(&mut site.client, "create", &key, false);
     match interrupts.call(&mut site.client, &create, BOOT)? {
         Outcome::Answered => {}
         Outcome::Interrupted(signal) => return Err(Interrupts::failure(signal)),

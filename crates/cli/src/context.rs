@@ -3,12 +3,16 @@
 //! Owns: finding the sandbox of a container. Never: starting one. Called by verbs.
 
 use crate::report::Report;
+use crate::stopwatch::Stopwatch;
+use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::failure::chain;
 use bulkhead_model::plan::BUNDLE_PATH_ANNOTATION;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{
     ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, SandboxPlan, SandboxSnapshot,
 };
 use bulkhead_sandbox::{Command, ContainerMap, Layout, Reply, SavedSandbox};
+use bulkhead_shim::hooks::{self, HookKind};
 use bulkhead_shim::oci_state::OciState;
 use bulkhead_shim::{Client, launch};
 use std::path::PathBuf;
@@ -38,6 +42,8 @@ pub(crate) struct Context {
     pub(crate) systemd_cgroup: bool,
     /// Where messages go.
     pub(crate) report: Report,
+    /// What this process measures of its own work.
+    pub(crate) watch: Stopwatch,
 }
 
 /// A container that exists, and the connection it was found by.
@@ -169,9 +175,14 @@ impl Context {
 }
 
 impl Context {
-    /// Reports warnings, a line each.
-    pub(crate) fn warn_all(&self, lines: Vec<String>) {
-        for line in lines {
+    /// Runs the hooks of a container that exists or existed; those that fail are warned of.
+    pub(crate) fn run_hooks(&self, kind: HookKind, container: &ContainerSnapshot) {
+        let began = boottime_ns();
+        let ran = hooks::run_each(kind, container);
+        if ran.any {
+            self.watch.since(Lane::Hooks, kind.name(), began);
+        }
+        for line in ran.failed {
             self.report.warning(&line);
         }
     }
@@ -232,6 +243,7 @@ mod tests {
             config: None,
             systemd_cgroup: false,
             report: Report::default(),
+            watch: Stopwatch::default(),
         }
     }
 

@@ -121,6 +121,8 @@ pub(crate) enum Verb {
     Inspect(verbs::inspect::Inspect),
     /// Print the log of a sandbox: supervisor, VMM, agent and guest console in one order
     Logs(verbs::logs::Logs),
+    /// Show where the time of a sandbox's start and stop went
+    Timeline(verbs::timeline::Timeline),
     /// Remove everything of sandboxes whose supervisor is gone
     Gc(verbs::gc::Gc),
     /// Make, list or remove saved machines that sandboxes start from

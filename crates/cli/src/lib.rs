@@ -27,6 +27,8 @@ mod invocation;
 mod pid_file;
 mod report;
 mod signal;
+mod stopwatch;
+mod timeline;
 mod tool;
 mod verbs;
 
@@ -197,6 +199,7 @@ fn surroundings(global: Global) -> Result<Context, Failure> {
             format: global.log_format,
             debug: global.debug,
         },
+        watch: stopwatch::Stopwatch::from_process_start(),
     })
 }
 
@@ -222,6 +225,7 @@ fn dispatch(verb: Verb, context: &Context) -> verbs::Outcome {
         Verb::Stop(verb) => verb.run(context),
         Verb::Inspect(verb) => verb.run(context),
         Verb::Logs(verb) => verb.run(context),
+        Verb::Timeline(verb) => verb.run(context),
         Verb::Gc(verb) => verb.run(context),
         Verb::Template(verb) => verb.run(context),
         Verb::Doctor(verb) => verb.run(context),

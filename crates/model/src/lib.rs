@@ -11,6 +11,7 @@ pub mod process;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod timeline;
 pub mod vm;
 
 pub use failure::{Failure, FailureKind};

@@ -24,8 +24,32 @@ pub struct GuestHello {
     pub capabilities: Vec<String>,
     /// Guest CLOCK_BOOTTIME in nanoseconds when the agent was ready.
     pub ready_boottime_ns: u64,
+    /// The same when the kernel had started it; 0 when it does not say.
+    pub init_boottime_ns: u64,
     /// Made once at agent start, kept in guest memory only.
     pub boot_nonce: String,
+}
+
+/// One thing the agent did during a call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestStep {
+    /// What.
+    pub name: String,
+    /// Guest CLOCK_BOOTTIME in nanoseconds.
+    pub begin_ns: u64,
+    /// The same.
+    pub end_ns: u64,
+}
+
+/// What the agent says a call did, on the guest's own CLOCK_BOOTTIME in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestSteps {
+    /// When it took the call up.
+    pub received_ns: u64,
+    /// When it was done with it.
+    pub answered_ns: u64,
+    /// What it did meanwhile.
+    pub steps: Vec<GuestStep>,
 }
 
 /// A mount the agent makes in the guest.
@@ -221,6 +245,10 @@ pub trait Guest: Send + Sync {
     fn hello(&self) -> &GuestHello;
     /// Calls answered so far.
     fn calls(&self) -> u64;
+    /// What the last call that says so did; at most once for each call. `None` from an agent that does not measure.
+    fn take_steps(&self) -> Option<GuestSteps> {
+        None
+    }
     /// Gives the guest its identity and shared mounts.
     async fn configure(&self, identity: GuestIdentity) -> Result<(), GuestError>;
     /// Makes a container; returns its guest pid.

@@ -20,5 +20,5 @@ pub use network::{BadNetwork, GuestInterface, GuestNetwork};
 
 pub use guest::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
-    GuestStdio, GuestStorage, StreamId,
+    GuestStdio, GuestStep, GuestSteps, GuestStorage, StreamId,
 };

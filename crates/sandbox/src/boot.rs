@@ -16,7 +16,9 @@ use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
 use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform};
 use crate::template::{Template, reuse, shape};
+use crate::timeline::{CPUS_GO, Recorder};
 use bulkhead_model::SandboxPlan;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::vm::SharedFs;
 use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
 use bulkhead_vmm::{DeviceRequest, Launch, Origin, SavedMachine, Vm, VmExit, Vmm, VmmError};
@@ -49,6 +51,8 @@ pub struct Yard<'a> {
     pub platform: &'a dyn Platform,
     /// The VMM driver.
     pub vmm: &'a dyn Vmm,
+    /// Where its time goes.
+    pub timeline: &'a Recorder,
 }
 
 /// A listening socket and a client that is connected before anyone accepts.
@@ -140,6 +144,7 @@ pub async fn boot(
 
 /// Planned → Prepared: directories, cgroups, listening sockets, the share.
 fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxError> {
+    let _preparing = yard.timeline.span(Lane::Supervisor, "prepare the host");
     let Yard {
         plan,
         paths,
@@ -206,6 +211,7 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
 }
 
 fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>, SandboxError> {
+    let _making = yard.timeline.span(Lane::Supervisor, "make the cgroups");
     let Yard {
         plan,
         paths,
@@ -242,11 +248,13 @@ async fn launch(
     ready: Prepared,
     template: Option<Template>,
 ) -> Result<Booted, SandboxError> {
+    let _starting = yard.timeline.span(Lane::Supervisor, "start the VM");
     let Yard {
         plan,
         paths,
         platform,
         vmm,
+        ..
     } = *yard;
     let fail = |step| {
         move |source| SandboxError::Host {
@@ -284,7 +292,7 @@ async fn launch(
             (shape(&plan.vm), Origin::Saved(saved))
         }
     };
-    let launching = vmm.launch(Launch {
+    let launch = Launch {
         plan: machine,
         accelerator: platform.accelerator(),
         qmp_listener: ready.qmp.listener,
@@ -300,7 +308,11 @@ async fn launch(
             SharedFs::Virtio9p { .. } => Some((paths.share(), SHARE_TAG.to_owned())),
             SharedFs::VirtioFs { .. } | SharedFs::None => None,
         },
-    });
+    };
+    let launching = async {
+        let _starting = yard.timeline.span(Lane::Vmm, "start QEMU, until it answers");
+        vmm.launch(launch).await
+    };
     let fsd_stderr = pipe("fsd")?;
     let cgroup_procs = ready.cgroup_procs.clone();
     let serving = async {
@@ -313,6 +325,7 @@ async fn launch(
             cgroup_procs,
             stderr: fsd_stderr,
         };
+        let _starting = yard.timeline.span(Lane::Fsd, "start the daemon");
         platform.spawn_fsd(launch).await.map(Some)
     };
     // The daemon starts while the VMM does.
@@ -339,7 +352,9 @@ async fn launch(
     if fsd.is_some() {
         plug_share(yard, vm.as_ref()).await?;
     }
+    let going = yard.timeline.span(Lane::Vmm, CPUS_GO);
     vm.resume().await?;
+    drop(going);
     Ok(Booted {
         vm,
         fsd,
@@ -366,12 +381,14 @@ async fn plug_share(yard: &Yard<'_>, vm: &dyn Vm) -> Result<(), SandboxError> {
         socket: yard.paths.vm_socket("fs"),
         cache_size_mib,
     };
+    let _plugging = yard.timeline.span(Lane::Vmm, "plug the share");
     hotplug.plug(request, Vec::new()).await?;
     Ok(())
 }
 
 /// Booted → Ready: the agent's hello, then its identity. Ends with the VM or the deadline.
 async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
+    let _meeting = yard.timeline.span(Lane::Supervisor, "boot the guest");
     let Yard { paths, platform, .. } = *yard;
     let Booted {
         vm,
@@ -392,18 +409,23 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         reattach: false,
         deadline,
     };
+    let waiting = yard.timeline.span(Lane::Supervisor, "wait for the agent's hello");
     let hello = platform.connect_guest(ports);
     let guest = tokio::select! {
         guest = hello => guest?,
         exit = vm.exited() => return Err(ended("waiting for the agent", exit)),
         () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
     };
+    drop(waiting);
+    let configuring = yard.timeline.span(Lane::Supervisor, "configure the guest");
     let configure = guest.configure(identity(yard)?);
     tokio::select! {
         done = configure => done?,
         exit = vm.exited() => return Err(ended("configuring the guest", exit)),
         () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
     }
+    yard.timeline
+        .came_up(configuring, guest.take_steps(), guest.hello());
     Ok(Ready {
         vm,
         fsd,

@@ -3,6 +3,7 @@
 //! Owns: what can be asked of a sandbox and what it answers. Never: transport (see `shim::client`).
 
 use bulkhead_model::plan::RootMount;
+use bulkhead_model::timeline::{Timeline, Told};
 use bulkhead_model::{
     ContainerId, ContainerPlan, ExitStatus, HostProcess, ProcessKey, SandboxSnapshot, stats::ContainerStats,
 };
@@ -152,6 +153,15 @@ pub enum Command {
     Snapshot,
     /// Live state as a tree; answers [`Reply::Tree`].
     Inspect,
+    /// Where its time went; never waits. Answers [`Reply::Timeline`].
+    Timeline,
+    /// What the client measured of an operation it asks for next, or asked for. On a connection it gets no answer.
+    Tell {
+        /// What.
+        told: Told,
+        /// The operation was carried out already.
+        late: bool,
+    },
     /// Takes everything down, whatever state it is in.
     Shutdown,
 }
@@ -195,6 +205,11 @@ pub enum Reply {
     Tree {
         /// Free-form for readers; keys are documented in docs/inspect.md.
         tree: serde_json::Value,
+    },
+    /// To `Timeline`.
+    Timeline {
+        /// The newest operations.
+        timeline: Box<Timeline>,
     },
 }
 

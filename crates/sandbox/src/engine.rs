@@ -14,7 +14,7 @@ use crate::error::SandboxError;
 use crate::lifecycle::Attachment;
 use crate::span;
 use crate::world::{Event, Published, World};
-use bulkhead_model::{ContainerId, Failure, FailureKind, ProcessKey, SandboxSnapshot};
+use bulkhead_model::{ContainerId, ExecId, Failure, FailureKind, ProcessKey, SandboxSnapshot};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -189,6 +189,7 @@ impl Engine {
             return failures;
         }
         loop {
+            self.world.settle_timeline();
             let request = match self.next().await {
                 Some(request) => request,
                 None => {
@@ -233,7 +234,10 @@ impl Engine {
                     Some(request) => return Some(request),
                     None => return None,
                 },
-                Some(event) = self.events.recv() => self.happened(event).await,
+                Some(event) = self.events.recv() => {
+                    self.happened(event).await;
+                    self.world.settle_timeline();
+                }
                 Some(event) = self.stubs.recv() => self.stub_gone(event).await,
                 Some(_) = self.calloff.recv() => {}
                 () = &mut deadline, if self.world.containers.is_empty() && !self.world.plan.kept => return None,
@@ -325,7 +329,9 @@ impl Engine {
             | Command::Processes { .. }
             | Command::Stats { .. }
             | Command::Snapshot
-            | Command::Inspect => Ok(()),
+            | Command::Inspect
+            | Command::Timeline
+            | Command::Tell { .. } => Ok(()),
         };
         answer(reply, result.map(|()| Reply::Done));
         None
@@ -398,6 +404,11 @@ impl Engine {
     async fn attended(&mut self, subject: Option<ContainerId>, verb: Verb) -> Result<(), SandboxError> {
         let token = CancellationToken::new();
         let operation = verb.name();
+        // Most changes of a namespace change nothing of the sandbox: those that do begin an operation themselves.
+        if !matches!(verb, Verb::FollowNetwork) {
+            let (subject, exec) = (subject.as_ref(), verb.exec());
+            self.world.timeline.begin(operation, subject, exec);
+        }
         let Self {
             world,
             requests,
@@ -467,6 +478,13 @@ impl Verb {
             Self::Resume(_) => "resume",
             Self::Update(..) => "update",
             Self::FollowNetwork => "follow the network",
+        }
+    }
+
+    const fn exec(&self) -> Option<&ExecId> {
+        match self {
+            Self::Exec(key, ..) => key.exec.as_ref(),
+            _ => None,
         }
     }
 

@@ -81,6 +81,20 @@ pub enum Resource {
 }
 
 impl Resource {
+    /// What undoing it is called, by its class.
+    #[must_use]
+    pub const fn undoing(&self) -> &'static str {
+        match self {
+            Self::Directory { .. } => "undo: directory",
+            Self::Cgroup { .. } => "undo: cgroup",
+            Self::Process { .. } => "undo: process",
+            Self::Mount { .. } => "undo: mount",
+            Self::Link { .. } => "undo: link",
+            Self::RootMount { .. } => "undo: rootfs",
+            Self::Redirect { .. } => "undo: redirection",
+        }
+    }
+
     /// Whether it belongs to `container`.
     #[must_use]
     pub fn belongs_to(&self, container: &ContainerId) -> bool {

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/sandboxes/<sandbox>/   plan.json state.json journal lock log …     (0700)
 //! <root>/containers/<container>/<sandbox>/                                  (K-01)
+//! <root>/timelines/<sandbox>    of sandboxes that are gone                  (0700)
 //! /run/bulkhead/s/<hash>/       ctl qmp control data console fs share/      (0700)
 //! ```
 //! The socket directory has a short fixed base with a hash in it: an engine's own root plus a
@@ -51,6 +52,12 @@ impl Layout {
         self.root.join("containers")
     }
 
+    /// Directory of the timelines of sandboxes that are gone.
+    #[must_use]
+    pub fn timelines(&self) -> PathBuf {
+        self.root.join("timelines")
+    }
+
     /// Everything of one sandbox.
     #[must_use]
     pub fn sandbox(&self, id: &SandboxId) -> SandboxPaths {
@@ -67,6 +74,7 @@ impl Layout {
         SandboxPaths {
             dir: self.sandboxes().join(id.as_str()),
             containers: self.containers(),
+            timelines: self.timelines(),
             sockets: Path::new(SOCKET_BASE).join(&marker),
             marker,
         }
@@ -86,6 +94,8 @@ pub struct SandboxPaths {
     pub dir: PathBuf,
     /// Directory of the container → sandbox map (K-01).
     pub containers: PathBuf,
+    /// Directory of the timelines of sandboxes that are gone.
+    pub timelines: PathBuf,
     /// Socket directory.
     pub sockets: PathBuf,
     /// 16 hexadecimal digits: `BULKHEAD_SANDBOX=<marker>/<role>` stands in the environment of its processes.
@@ -117,6 +127,11 @@ impl SandboxPaths {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
+    }
+    /// Where its time went.
+    #[must_use]
+    pub fn timeline(&self) -> PathBuf {
+        self.dir.join("timeline.json")
     }
     /// Directory in which streams remember how far they got, for a fresh supervisor.
     #[must_use]

@@ -25,6 +25,7 @@ pub mod size;
 mod span;
 mod start_up;
 pub mod template;
+pub mod timeline;
 pub mod world;
 
 pub use command::{Command, Notice, Reply, StdioSet};
@@ -36,4 +37,5 @@ pub use lifecycle::Attachment;
 pub use map::ContainerMap;
 pub use platform::Platform;
 pub use saved::SavedSandbox;
+pub use timeline::Recorder;
 pub use world::World;

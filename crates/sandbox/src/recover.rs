@@ -47,6 +47,7 @@ impl World {
                 });
             }
         };
+        self.take_over_timeline();
         self.next_stream = saved.next_stream;
         self.boot_size = saved.boot_size.unwrap_or(self.boot_size);
         self.size = saved.size.unwrap_or(self.boot_size);
@@ -87,6 +88,18 @@ impl World {
         self.save()?;
         self.publish();
         Ok(())
+    }
+
+    /// Goes on with the timeline; one that cannot be read is not worth more than a word.
+    fn take_over_timeline(&self) {
+        match crate::timeline::read(&self.paths.timeline()) {
+            Ok(Some(earlier)) => self.timeline.go_on(earlier),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(error = %bulkhead_model::failure::chain(&error), "taking the timeline over")
+            }
+        }
+        self.timeline.begin("take over", None, None);
     }
 
     /// Connects to the VM, its agent and the daemon again.

@@ -25,6 +25,13 @@ impl Published {
             Command::Inspect => Ok(Reply::Tree {
                 tree: crate::inspect::tree(&self.counted(), &self.plan, &self.paths, true),
             }),
+            Command::Timeline => Ok(Reply::Timeline {
+                timeline: Box::new(self.timeline.timeline()),
+            }),
+            Command::Tell { told, late } => {
+                self.timeline.told(told.clone(), *late);
+                Ok(Reply::Done)
+            }
             Command::Wait { key } => self.spanned("wait", &key.container, self.wait(key)).await,
             Command::Watch { id, out_of_memory } => {
                 self.spanned("watch", id, self.watch(id, *out_of_memory)).await
@@ -192,7 +199,9 @@ impl Published {
                 expected: "created, running or paused",
             });
         }
+        let begin_ns = bulkhead_host::clock::boottime_ns();
         self.live("signal")?.guest.signal(key, signal, all).await?;
+        self.timeline.signalled(key, signal, begin_ns);
         Ok(Reply::Done)
     }
 

@@ -17,6 +17,7 @@ use crate::size::Size;
 use crate::template::{Found, Template, TemplateKey, shape};
 use crate::world::{Live, World};
 use bulkhead_model::snapshot::{Phase, Provenance};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{State, VmPlan};
 
 impl World {
@@ -26,8 +27,12 @@ impl World {
     /// # Errors
     /// [`SandboxError::Boot`].
     pub async fn boot(&mut self) -> Result<(), SandboxError> {
+        self.timeline.begin("boot", None, None);
         let base: Vec<Entry> = self.journal.held().into_iter().map(|(entry, _)| entry).collect();
-        let why_cold = match self.platform.find_template(&self.plan, self.vmm.as_ref()) {
+        let found = self.timeline.during(Lane::Supervisor, "look for a template", || {
+            self.platform.find_template(&self.plan, self.vmm.as_ref())
+        });
+        let why_cold = match found {
             Found::Ready(template) => {
                 let key = template.key.clone();
                 match self.boot_once(Some(template)).await {
@@ -109,6 +114,7 @@ impl World {
             paths: &self.paths,
             platform: self.platform.as_ref(),
             vmm: self.vmm.as_ref(),
+            timeline: &self.timeline,
         };
         boot::boot(yard, &mut self.journal, template).await
     }

@@ -14,7 +14,9 @@ use crate::network::Network;
 use crate::platform::{Daemon, Platform};
 use crate::saved::SavedSandbox;
 use crate::size::Size;
+use crate::timeline::{self, Recorder};
 use bulkhead_model::snapshot::{Counters, Phase, Provenance};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
 use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
 use bulkhead_vmm::{Vm, Vmm};
@@ -87,6 +89,8 @@ pub struct Published {
     pub plan: Arc<SandboxPlan>,
     /// Where things lie.
     pub paths: Arc<SandboxPaths>,
+    /// Where its time goes.
+    pub timeline: Recorder,
 }
 
 /// One sandbox.
@@ -121,6 +125,8 @@ pub struct World {
     pub cgroup_procs: Vec<std::path::PathBuf>,
     /// Its network, from the first container on.
     pub network: Option<Network>,
+    /// Where its time goes.
+    pub timeline: Recorder,
     pub(crate) state: State,
     pub(crate) phase: Phase,
     supervisor: HostProcess,
@@ -151,11 +157,13 @@ impl World {
         };
         let (snapshot, snapshots) = watch::channel(empty);
         let (live, lives) = watch::channel(None);
+        let timeline = Recorder::new(plan.id.clone());
         let published = Published {
             snapshot: snapshots,
             live: lives,
             plan: Arc::new(plan.clone()),
             paths: Arc::new(paths.clone()),
+            timeline: timeline.clone(),
         };
         let world = Self {
             size: Size::announced(&plan),
@@ -173,6 +181,7 @@ impl World {
             stubs: Vec::new(),
             cgroup_procs: Vec::new(),
             network: None,
+            timeline,
             state: State::Ready,
             phase: Phase::Planned,
             supervisor,
@@ -193,6 +202,7 @@ impl World {
                 continue;
             }
             let text = format!("{resource:?}");
+            let _undoing = self.timeline.again(Lane::Supervisor, resource.undoing());
             match self.undo(resource).await {
                 Ok(()) => released.push(entry),
                 Err(error) => {
@@ -363,10 +373,32 @@ impl World {
     /// # Errors
     /// Host errors naming the file.
     pub fn save(&self) -> Result<(), SandboxError> {
+        let _saving = self.timeline.again(Lane::Supervisor, "save the state");
         let path = self.paths.state();
         SavedSandbox::of(self)
             .write(&path)
             .map_err(|e| SandboxError::host("saving", path, e))
+    }
+
+    /// Ends the operation under way and writes the timeline if there is something new in it. A timeline that cannot
+    /// be written is only logged: nothing depends on it.
+    pub fn settle_timeline(&self) {
+        self.timeline.end();
+        let Some(present) = self.timeline.changed() else {
+            return;
+        };
+        let path = self.paths.timeline();
+        if let Err(error) = timeline::write(&path, &present) {
+            tracing::warn!(%error, path = %path.display(), "writing the timeline");
+        }
+    }
+
+    /// Keeps the timeline of a sandbox whose directory is gone.
+    pub(crate) fn keep_timeline(&self) {
+        self.timeline.end();
+        if let Err(error) = timeline::keep(&self.paths, &self.timeline.timeline()) {
+            tracing::warn!(%error, path = %self.paths.timelines.display(), "keeping the timeline");
+        }
     }
 
     /// Lets readers see the present.
@@ -402,6 +434,7 @@ impl World {
     pub async fn happened(&mut self, event: Event) {
         match event {
             Event::Exited { key, exit } => {
+                self.timeline.exited(&key);
                 if exit.out_of_memory {
                     tracing::warn!(process = %key, "out of memory in the guest");
                 }
@@ -411,7 +444,10 @@ impl World {
                 }
                 self.process_exited(&key, exit.status);
             }
-            Event::Delivered { key } => self.delivered(&key).await,
+            Event::Delivered { key } => {
+                self.delivered(&key).await;
+                self.timeline.delivered(&key);
+            }
             Event::StreamEnded { key, stream } => {
                 if let Some(process) = self.process(&key) {
                     process.tell(crate::Notice::StreamEnded { stream });

@@ -3,10 +3,11 @@
 //! Wire: each message is a little-endian u32 length and that many bytes of JSON; descriptors travel with
 //! the first byte of a message (SCM_RIGHTS). A request is a [`Command`]; the answer is
 //! `{"ok": Reply}` or `{"err": Failure}`. After `Attach` the supervisor sends [`Notice`]s at any time as
-//! `{"notice": Notice}`.
+//! `{"notice": Notice}`. `Tell` is not answered.
 //!
 //! Owns: framing and connecting. Never: starting a supervisor (see `launch`). Called by `cli` and stubs.
 
+use bulkhead_model::timeline::Told;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::{Command, Notice, Reply};
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,12 @@ impl Client {
         )
         .map_err(|e| gone(&e.into()))?;
         self.stream.write_all(&body).map_err(|e| gone(&e))
+    }
+
+    /// Tells what was measured of an operation, before it is asked for or, `late`, afterwards. There is no answer, and
+    /// a supervisor that is gone is for the next call to find.
+    pub fn tell(&mut self, told: Told, late: bool) {
+        let _ = self.send(&Command::Tell { told, late }, &[]);
     }
 
     /// Reads the next message.

@@ -64,6 +64,12 @@ impl HookKind {
         }
     }
 
+    /// Whether there are any of this kind.
+    #[must_use]
+    pub fn any(self, hooks: &oci::Hooks) -> bool {
+        !self.of(hooks).is_empty()
+    }
+
     fn of(self, hooks: &oci::Hooks) -> &[oci::Hook] {
         #[allow(deprecated, reason = "prestart is deprecated and still what engines use")]
         let hooks = match self {
@@ -127,14 +133,27 @@ pub fn run(
     Ok(())
 }
 
-/// Runs all hooks of one kind of a container that exists or existed: every one runs, and those that fail are
-/// returned, a line each.
+/// What became of the hooks of one kind.
+#[derive(Debug, Default)]
 #[must_use]
-pub fn run_each(kind: HookKind, container: &ContainerSnapshot) -> Vec<String> {
+pub struct Ran {
+    /// There were some.
+    pub any: bool,
+    /// Those that failed, a line each.
+    pub failed: Vec<String>,
+}
+
+/// Runs all hooks of one kind of a container that exists or existed: every one runs, whatever became of the others.
+pub fn run_each(kind: HookKind, container: &ContainerSnapshot) -> Ran {
     let hooks = match of_bundle(&container.bundle) {
         Ok(Some(hooks)) => hooks,
-        Ok(None) => return Vec::new(),
-        Err(why) => return vec![why],
+        Ok(None) => return Ran::default(),
+        Err(why) => {
+            return Ran {
+                any: false,
+                failed: vec![why],
+            };
+        }
     };
     let state = OciState::of(container);
     let failed = kind.of(&hooks).iter().enumerate().filter_map(|(index, hook)| {
@@ -142,7 +161,10 @@ pub fn run_each(kind: HookKind, container: &ContainerSnapshot) -> Vec<String> {
         let (kind, path) = (kind.name(), hook.path().display());
         Some(format!("hook hooks.{kind}[{index}] {path}: {}", chain(&error)))
     });
-    failed.collect()
+    Ran {
+        any: kind.any(&hooks),
+        failed: failed.collect(),
+    }
 }
 
 /// The hooks of a bundle whose config.json was valid when its container was created.

@@ -104,6 +104,11 @@ async fn connection(mut stream: UnixStream, handle: Handle, gone: CancellationTo
                 FailureKind::InvalidArgument,
                 format!("not a command: {error}: expected what bulkhead of the same version sends"),
             )),
+            // Nobody waits for an answer.
+            Ok(command @ Command::Tell { .. }) => {
+                let _ = handle.call(command, Luggage::default()).await;
+                continue;
+            }
             Ok(command) => {
                 if let Command::Attach {
                     key, stub: process, ..

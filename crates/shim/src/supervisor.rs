@@ -12,6 +12,7 @@ use crate::containerd::{Server, Settings};
 use crate::launch::{LOCK_FD, Ready};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{Failure, FailureKind, HostProcess, ProcessKey, SandboxId, SandboxPlan};
 use bulkhead_sandbox::host::RealHost;
 use bulkhead_sandbox::{Beginning, Engine, Handle, Journal, Layout, Platform, Resource, SandboxPaths, World};
@@ -33,6 +34,7 @@ struct Arguments {
     root: PathBuf,
     sandbox: SandboxId,
     recover: bool,
+    began_ns: u64,
 }
 
 /// Runs the hidden verb `supervisor`; `arguments` are those after the verb.
@@ -82,6 +84,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Failure
         root,
         sandbox,
         recover,
+        began_ns: bulkhead_host::clock::boottime_ns(),
     })
 }
 
@@ -188,6 +191,11 @@ async fn supervise(
         Arc::new(Qemu::new(verdict.tsc_khz)),
         journal,
         process,
+    );
+    world.timeline.since(
+        Lane::Supervisor,
+        "come up, until the socket listens",
+        arguments.began_ns,
     );
     let beginning = if arguments.recover {
         world.recover().await.map_err(|error| error.failure())?;

@@ -2,9 +2,9 @@
 
 use super::Outcome;
 use crate::context::{BOOT, Context, snapshot, unfinished};
-use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, SandboxId, State};
+use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, ProcessKey, SandboxId, State};
 use bulkhead_sandbox::Command;
-use bulkhead_shim::hooks::{self, HookKind};
+use bulkhead_shim::hooks::HookKind;
 use bulkhead_shim::{launch, offline};
 use clap::Args;
 
@@ -52,6 +52,11 @@ pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result
         None if !force => return Err(unfinished(id)),
         _ => {}
     }
+    let key = ProcessKey {
+        container: id.clone(),
+        exec: None,
+    };
+    context.watch.tell(&mut client, "delete", &key, false);
     let command = Command::Delete {
         id: id.clone(),
         force,
@@ -65,7 +70,7 @@ pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result
     result?;
     if let Some(mut container) = container {
         container.state = State::Stopped;
-        context.warn_all(hooks::run_each(HookKind::Poststop, &container));
+        context.run_hooks(HookKind::Poststop, &container);
     }
     Ok(())
 }

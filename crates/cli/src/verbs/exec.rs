@@ -8,6 +8,7 @@ use crate::exec_process::{self, ProcessFlags};
 use crate::exit_status::VerbClass;
 use crate::interrupt::{self, Interrupts};
 use crate::{foreground, pid_file};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ExecId, Failure, FailureKind, ProcessKey, State};
 use bulkhead_sandbox::Command;
 use bulkhead_shim::stub::{self, StubRequest};
@@ -77,8 +78,10 @@ impl Exec {
             container: found.id.clone(),
             exec: Some(new_id()?),
         };
-        let stub =
-            stub::spawn(request(context, &found, key.clone(), console.stdio)?).map_err(|e| e.to_failure())?;
+        let request = request(context, &found, key.clone(), console.stdio)?;
+        let spawning = || stub::spawn(request).map_err(|e| e.to_failure());
+        let stub = context.watch.time(Lane::Stub, "start the stub", spawning)?;
+        context.watch.tell(&mut found.client, "exec", &key, false);
         let command = Command::Exec {
             key,
             process: Box::new(process),

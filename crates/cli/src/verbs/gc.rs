@@ -1,9 +1,11 @@
-//! `gc`: removes everything of sandboxes whose supervisor is gone, and templates that are of no use.
+//! `gc`: removes everything of sandboxes whose supervisor is gone, the timelines of sandboxes that are gone, and
+//! templates that are of no use.
 
 use super::{Outcome, print_text, template};
 use crate::context::Context;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::host::end_marked;
+use bulkhead_sandbox::timeline;
 use bulkhead_shim::offline;
 use clap::Args;
 
@@ -34,6 +36,8 @@ impl Gc {
             }
             left.extend(stuck);
         }
+        timeline::clear(&context.layout)
+            .map_err(|e| Failure::new(FailureKind::Internal, format!("removing old timelines: {e}")))?;
         if left.is_empty() {
             return Ok(0);
         }

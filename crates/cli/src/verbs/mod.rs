@@ -23,6 +23,7 @@ pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod template;
+pub(crate) mod timeline;
 pub(crate) mod update;
 
 use bulkhead_model::Failure;

@@ -6,9 +6,9 @@ use crate::context::{CALL, Context, snapshot};
 use crate::exit_status::VerbClass;
 use crate::foreground;
 use crate::interrupt::{self, Interrupts};
-use bulkhead_model::{Failure, FailureKind};
+use bulkhead_model::{Failure, FailureKind, ProcessKey};
 use bulkhead_sandbox::Command;
-use bulkhead_shim::hooks::{self, HookKind};
+use bulkhead_shim::hooks::HookKind;
 use clap::Args;
 
 /// Options of `run`.
@@ -86,7 +86,12 @@ fn start(context: &Context, created: &mut Created, interrupts: &Interrupts) -> R
     if created.plan.spec.hooks().is_some()
         && let Some(container) = snapshot(&mut created.client)?.containers.get(&id)
     {
-        context.warn_all(hooks::run_each(HookKind::Poststart, container));
+        context.run_hooks(HookKind::Poststart, container);
+        let key = ProcessKey {
+            container: id,
+            exec: None,
+        };
+        context.watch.tell(&mut created.client, "start", &key, true);
     }
     Ok(())
 }

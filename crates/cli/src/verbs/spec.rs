@@ -195,6 +195,7 @@ mod tests {
             config: None,
             systemd_cgroup: false,
             report: crate::report::Report::default(),
+            watch: crate::stopwatch::Stopwatch::default(),
         };
         let write = || {
             Spec {

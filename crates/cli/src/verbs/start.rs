@@ -2,9 +2,9 @@
 
 use super::Outcome;
 use crate::context::{CALL, Context};
-use bulkhead_model::{ContainerSnapshot, Failure, FailureKind, State};
+use bulkhead_model::{ContainerSnapshot, Failure, FailureKind, ProcessKey, State};
 use bulkhead_sandbox::Command;
-use bulkhead_shim::hooks::{self, HookKind};
+use bulkhead_shim::hooks::HookKind;
 use clap::Args;
 
 /// Options of `start`.
@@ -23,10 +23,16 @@ impl Start {
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let mut found = context.find(&self.id)?;
         startable(&found.container)?;
+        let key = ProcessKey {
+            container: found.id.clone(),
+            exec: None,
+        };
+        context.watch.tell(&mut found.client, "start", &key, false);
         found.done(&Command::Start { id: found.id.clone() }, CALL)?;
         let mut container = found.container;
         container.state = State::Running;
-        context.warn_all(hooks::run_each(HookKind::Poststart, &container));
+        context.run_hooks(HookKind::Poststart, &container);
+        context.watch.tell(&mut found.client, "start", &key, true);
         Ok(0)
     }
 }

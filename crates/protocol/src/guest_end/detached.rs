@@ -6,8 +6,8 @@
 //! Owns: nothing. Called by the ttrpc server; calls the agent's service.
 
 use crate::api::agent::{
-    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
-    ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Done, Empty,
+    ExecRequest, ExecResponse, ListProcessesResponse, NextEventsRequest, NextEventsResponse, OnlineRequest,
     OnlineResponse, ProcessRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
     UpdateNetworkRequest, UpdateRequest, WaitResponse,
 };
@@ -51,10 +51,10 @@ macro_rules! detached {
 }
 
 detached! {
-    configure(ConfigureRequest) -> Empty;
+    configure(ConfigureRequest) -> Done;
     create_container(CreateContainerRequest) -> CreateContainerResponse;
-    start_container(ContainerRequest) -> Empty;
-    remove_container(ContainerRequest) -> Empty;
+    start_container(ContainerRequest) -> Done;
+    remove_container(ContainerRequest) -> Done;
     exec(ExecRequest) -> ExecResponse;
     signal(SignalRequest) -> Empty;
     forget_process(ProcessRequest) -> Empty;

@@ -8,13 +8,13 @@ use super::data::DataPort;
 use super::greeting::{self, greet};
 use super::{StreamStore, convert};
 use crate::api::agent::{
-    ContainerRequest, Empty, ExecRequest, NextEventsRequest, OnlineRequest, ProcessRequest,
+    self, ContainerRequest, Empty, ExecRequest, NextEventsRequest, OnlineRequest, ProcessRequest,
     ResizeTerminalRequest, SignalRequest, UpdateRequest,
 };
 use crate::api::agent_ttrpc::AgentClient;
 use crate::guest::{
     Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
-    GuestStdio, StreamId,
+    GuestStdio, GuestSteps, StreamId,
 };
 use crate::network::GuestNetwork;
 use crate::refusal::kind_of;
@@ -22,8 +22,8 @@ use async_trait::async_trait;
 use bulkhead_model::{ContainerId, ProcessKey, stats::ContainerStats};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -64,6 +64,7 @@ pub struct Client {
     epoch: u64,
     calls: AtomicU64,
     requests: AtomicU64,
+    steps: Mutex<Option<GuestSteps>>,
 }
 
 struct Caller(AgentClient);
@@ -110,6 +111,7 @@ impl Client {
             epoch,
             calls: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            steps: Mutex::default(),
         })
     }
 
@@ -171,6 +173,10 @@ impl Client {
         }
     }
 
+    fn keep_steps(&self, steps: protobuf::MessageField<agent::Steps>) {
+        *self.steps.lock().unwrap_or_else(PoisonError::into_inner) = convert::steps(steps);
+    }
+
     fn container(&self, id: &ContainerId) -> ContainerRequest {
         ContainerRequest {
             request_id: self.request_id(),
@@ -206,10 +212,16 @@ impl Guest for Client {
         self.calls.load(Ordering::Relaxed)
     }
 
+    fn take_steps(&self) -> Option<GuestSteps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     async fn configure(&self, identity: GuestIdentity) -> Result<(), GuestError> {
         let request = convert::configure(self.request_id(), identity);
         let answer = self.agent.0.configure(Context::default(), &request);
-        self.call("configure", Some(LONG), answer).await.map(drop)
+        let done = self.call("configure", Some(LONG), answer).await?;
+        self.keep_steps(done.steps);
+        Ok(())
     }
 
     async fn create_container(&self, container: GuestContainer) -> Result<i32, GuestError> {
@@ -217,13 +229,16 @@ impl Guest for Client {
         let request = convert::create(self.request_id(), container);
         let answer = self.agent.0.create_container(Context::default(), &request);
         let response = self.call("create_container", Some(deadline), answer).await?;
+        self.keep_steps(response.steps);
         Ok(response.guest_pid)
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), GuestError> {
         let request = self.container(id);
         let answer = self.agent.0.start_container(Context::default(), &request);
-        self.call("start_container", Some(LONG), answer).await.map(drop)
+        let done = self.call("start_container", Some(LONG), answer).await?;
+        self.keep_steps(done.steps);
+        Ok(())
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<(), GuestError> {
@@ -234,7 +249,7 @@ impl Guest for Client {
                 kind: bulkhead_model::FailureKind::NotFound,
                 ..
             }) => Ok(()),
-            other => other.map(drop),
+            other => other.map(|done| self.keep_steps(done.steps)),
         }
     }
 
@@ -250,6 +265,7 @@ impl Guest for Client {
         };
         let answer = self.agent.0.exec(Context::default(), &request);
         let response = self.call("exec", Some(LONG), answer).await?;
+        self.keep_steps(response.steps);
         Ok(response.guest_pid)
     }
 

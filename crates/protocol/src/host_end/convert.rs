@@ -5,7 +5,7 @@
 use crate::api::agent;
 use crate::guest::{
     GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess, GuestStdio,
-    GuestStorage,
+    GuestStep, GuestSteps, GuestStorage,
 };
 use bulkhead_model::{ExitStatus, ProcessKey};
 
@@ -16,8 +16,24 @@ pub(super) fn hello(hello: agent::Hello) -> GuestHello {
         kernel_release: hello.kernel_release,
         capabilities: hello.capabilities,
         ready_boottime_ns: hello.ready_boottime_ns,
+        init_boottime_ns: hello.init_boottime_ns,
         boot_nonce: hello.boot_nonce,
     }
+}
+
+/// `None` from an agent that does not measure.
+pub(super) fn steps(steps: protobuf::MessageField<agent::Steps>) -> Option<GuestSteps> {
+    let steps = steps.into_option()?;
+    let step = |step: agent::Step| GuestStep {
+        name: step.name,
+        begin_ns: step.begin_ns,
+        end_ns: step.end_ns,
+    };
+    Some(GuestSteps {
+        received_ns: steps.received_ns,
+        answered_ns: steps.answered_ns,
+        steps: steps.steps.into_iter().map(step).collect(),
+    })
 }
 
 fn storages(storages: Vec<GuestStorage>) -> Vec<agent::Storage> {

@@ -36,14 +36,29 @@ impl Agent for FakeAgent {
         &self,
         _: &TtrpcContext,
         request: agent::ConfigureRequest,
-    ) -> ttrpc::Result<agent::Empty> {
+    ) -> ttrpc::Result<agent::Done> {
         assert!(!request.request_id.is_empty());
         if request.hostname == "slow" {
             self.slow_started.notify_one();
             self.let_go.notified().await;
             self.slow_done.notify_one();
         }
-        Ok(agent::Empty::new())
+        let step = agent::Step {
+            name: "mount".to_owned(),
+            begin_ns: 6,
+            end_ns: 7,
+            ..Default::default()
+        };
+        let steps = agent::Steps {
+            received_ns: 5,
+            answered_ns: 8,
+            steps: vec![step],
+            ..Default::default()
+        };
+        Ok(agent::Done {
+            steps: Some(steps).into(),
+            ..Default::default()
+        })
     }
     async fn exec(
         &self,

@@ -6,6 +6,7 @@ use crate::error::SandboxError;
 use crate::share;
 use crate::size::Surplus;
 use crate::world::World;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, ContainerPlan, HostProcess, ProcessKey};
 use bulkhead_protocol::{GuestContainer, GuestStdio};
 use std::os::fd::OwnedFd;
@@ -65,8 +66,12 @@ impl World {
         for source in &shares.ignored {
             tracing::warn!(source = %source.display(), container = %plan.id, "not shared: no shared file system");
         }
+        let binding = self.timeline.span(Lane::Supervisor, "bind the shares");
         self.bind_shares(&plan.id, &shares.shares).await?;
+        drop(binding);
+        let fitting = self.timeline.span(Lane::Supervisor, "fit the VM's size");
         self.fit(Some((&plan.id, plan.share)), Surplus::Keep).await?;
+        drop(fitting);
         let key = ProcessKey {
             container: plan.id.clone(),
             exec: None,
@@ -92,7 +97,9 @@ impl World {
         };
         // The card has had the time since it was plugged to turn up.
         self.tell_network().await?;
+        let creating = self.timeline.span(Lane::Supervisor, "create it in the guest");
         init.guest_pid = Some(live.guest.create_container(container).await?);
+        self.timeline.answered(creating, live.guest.take_steps());
         self.pending.clear();
         let stdio = init.stdio;
         let mut container = Container::new(plan, shares.shares, init, self.platform.now_ns());
@@ -108,6 +115,8 @@ impl World {
     /// Undoes what a failed create acquired for `id`: every step runs, every item is tried, every failure is
     /// logged (C-11).
     pub async fn rollback(&mut self, id: &ContainerId) {
+        let timeline = self.timeline.clone();
+        let _undoing = timeline.span(Lane::Supervisor, "roll back");
         if let Ok(live) = self.live()
             && let Err(error) = live.guest.remove_container(id).await
         {

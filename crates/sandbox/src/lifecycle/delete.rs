@@ -6,6 +6,7 @@ use crate::journal::Resource;
 use crate::map::ContainerMap;
 use crate::world::{World, libc_sigkill};
 use bulkhead_model::snapshot::Phase;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, ExitStatus, HostProcess, State};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ impl World {
     /// # Errors
     /// State errors; steps that fail are logged and done again by the sandbox's end.
     pub async fn delete(&mut self, id: &ContainerId, force: bool) -> Result<bool, SandboxError> {
+        self.timeline.begin("delete", Some(id), None);
         if force && !self.containers.contains_key(id) && self.holds_for(id) {
             // Its create ended before there was a container.
             self.rollback(id).await;
@@ -65,11 +67,15 @@ impl World {
     /// Takes everything down, whatever state it is in: flush, end the VM, run the journal backwards. Every
     /// entry is tried; what could not be undone is returned as text and stays in the journal for gc.
     pub async fn tear_down(&mut self) -> Vec<String> {
+        self.timeline.begin_unless_open("end");
         if let Ok(live) = self.live() {
+            let syncing = self.timeline.span(Lane::Guest, "flush its file systems");
             match tokio::time::timeout(SYNC_DEADLINE, live.guest.sync()).await {
                 Ok(Ok(())) => {}
                 other => tracing::warn!(?other, "flushing the guest's file systems"),
             }
+            drop(syncing);
+            let _ending = self.timeline.span(Lane::Vmm, "end QEMU");
             if let Err(error) = live.vm.kill(super::KILL_DEADLINE).await {
                 tracing::error!(%error, "ending the VM");
             }
@@ -78,10 +84,14 @@ impl World {
         self.all_exited();
         self.phase = Phase::Gone;
         self.publish();
+        let ending = self.timeline.span(Lane::Stub, "end the stubs");
         self.end_stubs().await;
+        drop(ending);
+        let detaching = self.timeline.span(Lane::Supervisor, "detach the share");
         if let Err(error) = self.detach_share().await {
             tracing::warn!(%error, "detaching the share: its mounts are undone one by one");
         }
+        drop(detaching);
         let mut failures = self.undo_since(&[]).await;
         if failures.is_empty() {
             let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
@@ -92,12 +102,14 @@ impl World {
             let state = Resource::Directory {
                 path: self.paths.dir.clone(),
             };
+            let _undoing = self.timeline.again(Lane::Supervisor, state.undoing());
             if let Err(error) = self.undo(state).await {
                 failures.push(format!("{}: {error}", self.paths.dir.display()));
             }
         }
         self.containers.clear();
         self.network = None;
+        self.keep_timeline();
         failures
     }
 

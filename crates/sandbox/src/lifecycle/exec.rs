@@ -4,6 +4,7 @@ use super::create::Attachment;
 use crate::container::Process;
 use crate::error::SandboxError;
 use crate::world::World;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ProcessKey, State, oci};
 
 impl World {
@@ -47,7 +48,9 @@ impl World {
             path: None,
             source: e.into(),
         })?;
+        let starting = self.timeline.span(Lane::Supervisor, "start it in the guest");
         record.guest_pid = Some(live.guest.exec(key, json, record.stdio).await?);
+        self.timeline.answered(starting, live.guest.take_steps());
         self.pending.clear();
         record.started_ns = Some(self.platform.now_ns());
         let stdio = record.stdio;

@@ -2,6 +2,7 @@
 
 use crate::error::SandboxError;
 use crate::world::World;
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, State};
 
 impl World {
@@ -23,7 +24,10 @@ impl World {
         }
         // Engines that fill the namespace between create and start expect the program to find it filled.
         self.sync_network().await?;
-        if let Err(error) = live.guest.start_container(id).await {
+        let starting = self.timeline.span(Lane::Supervisor, "start it in the guest");
+        let started = live.guest.start_container(id).await;
+        self.timeline.answered(starting, live.guest.take_steps());
+        if let Err(error) = started {
             if let Err(stop) = self.stop(id, true).await {
                 tracing::error!(error = %stop, container = %id, "stopping after a failed start");
             }

@@ -20,6 +20,7 @@ use crate::error::SandboxError;
 use crate::journal::Resource;
 use crate::size::Surplus;
 use crate::world::{World, libc_sigkill};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, ExitStatus, ProcessKey, Share, State};
 use std::time::Duration;
 
@@ -162,6 +163,7 @@ impl World {
                 exec: None,
             };
             // These two never count.
+            let killing = self.timeline.span(Lane::Guest, "kill its processes");
             if let Err(error) = live.guest.signal(&key, libc_sigkill(), true).await {
                 tracing::debug!(%error, container = %id, "stop: killing all processes");
             }
@@ -169,16 +171,22 @@ impl World {
             if !matches!(waited, Ok(Ok(_))) {
                 tracing::debug!(?waited, container = %id, "stop: waiting for the exit");
             }
+            drop(killing);
+            let removing = self.timeline.span(Lane::Supervisor, "remove it in the guest");
             let removed = live.guest.remove_container(id).await.map_err(SandboxError::from);
+            self.timeline.answered(removing, live.guest.take_steps());
             counts("the agent", removed)?;
         }
+        let unsharing = self.timeline.span(Lane::Supervisor, "unbind its shares");
         let unmounted = self.unshare_part(id, Part::Mounts).await;
         counts("unmounting host mounts", unmounted)?;
         let unshared = self.unshare_part(id, Part::Rootfs).await;
         counts("unsharing the rootfs", unshared)?;
+        drop(unsharing);
         if self.live().is_err() {
             return Ok(());
         }
+        let _fitting = self.timeline.span(Lane::Supervisor, "fit the VM's size");
         let fitted = self.fit(Some((id, Share::default())), Surplus::Keep).await;
         counts("removing vCPUs", fitted)
     }

@@ -23,6 +23,7 @@ pub use space::{NetworkModel, NetworkSource, NetworkSpace, TapRequest};
 use crate::error::SandboxError;
 use crate::journal::{Entry, Resource};
 use crate::world::{Event, World};
+use bulkhead_model::timeline::Lane;
 use bulkhead_model::{HostProcess, Interface, NetworkPlan, NetworkScan, SandboxPlan};
 use bulkhead_protocol::{GuestInterface, GuestNetwork};
 use bulkhead_vmm::{DeviceRequest, Hotplug, VmmError};
@@ -36,6 +37,9 @@ use tokio::task::JoinHandle;
 
 /// How long a guest may take to let go of a card.
 const UNPLUG_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The operation of the timeline when something changed in the namespace by itself.
+const FOLLOWING: &str = "network";
 
 /// What names of taps begin with; a sandbox's own mark and a number follow.
 const TAP_PREFIX: &str = "bh";
@@ -194,10 +198,12 @@ impl World {
         let (Some(model), Some(source)) = (model(&self.plan), source(&self.plan, stub)) else {
             return Ok(());
         };
-        let space = self
-            .platform
-            .open_network(&source)
-            .map_err(|source| SandboxError::Namespace { source })?;
+        let opened = self
+            .timeline
+            .during(Lane::Network, "open the network namespace", || {
+                self.platform.open_network(&source)
+            });
+        let space = opened.map_err(|source| SandboxError::Namespace { source })?;
         self.network = Some(Network::new(space, model, Vec::new(), self.events()));
         self.scan_network().await?;
         let found = self.network.as_ref().map(|network| network.scan.clone());
@@ -296,6 +302,8 @@ impl World {
         if wanted == network.asked {
             return Ok(());
         }
+        self.timeline.begin_unless_open(FOLLOWING);
+        let _telling = self.timeline.span(Lane::Network, "tell the guest its network");
         network.asked = wanted.clone();
         guest.update_network(wanted).await?;
         Ok(())
@@ -305,6 +313,7 @@ impl World {
         let Some(network) = self.network.as_mut() else {
             return Ok(());
         };
+        let _looking = self.timeline.span(Lane::Network, "look at the network namespace");
         // Before the look: what changes during it is reported once more.
         network.pending.store(false, Ordering::Release);
         network.scan = network.space.scan().await.map_err(|source| SandboxError::Host {
@@ -342,7 +351,11 @@ impl World {
             queues,
             vhost: !self.plan.vm.disable_vhost_net,
         };
-        match self.connect_card(space.as_ref(), request).await {
+        self.timeline.begin_unless_open(FOLLOWING);
+        let plugging = self.timeline.again(Lane::Network, "plug a card");
+        let connected = self.connect_card(space.as_ref(), request).await;
+        drop(plugging);
+        match connected {
             Ok(card) => {
                 tracing::info!(
                     interface = interface.name,
@@ -399,7 +412,10 @@ impl World {
 
     /// Unplugs a card whose interface is gone. A guest that does not let go keeps a dead card.
     async fn unplug_card(&mut self, card: &Card) {
+        self.timeline.begin_unless_open(FOLLOWING);
+        let unplugging = self.timeline.again(Lane::Network, "unplug a card");
         self.unplug_device(&card.device).await;
+        drop(unplugging);
         if let Some(network) = self.network.as_mut() {
             network.cards.retain(|other| other.index != card.index);
         }

@@ -246,7 +246,7 @@ impl Tasks {
 
     async fn run_hooks_of(&self, kind: HookKind, container: bulkhead_model::ContainerSnapshot) {
         let run = tokio::task::spawn_blocking(move || hooks::run_each(kind, &container));
-        for line in run.await.unwrap_or_default() {
+        for line in run.await.unwrap_or_default().failed {
             tracing::warn!("{line}");
         }
     }

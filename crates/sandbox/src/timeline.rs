@@ -1,0 +1,628 @@
+//! Recording where the time of a sandbox goes.
+//!
+//! ```text
+//!  begin(operation) ─► span … dropped, mark, what a client told, what the guest measured ─► end ─► file
+//!       ▲                                                                                     └─► kept at the sandbox's end
+//!       └─ spans from before it, outside of any operation
+//! ```
+//! A record costs a lock that nobody else holds and a push; nothing is written before the operation was answered,
+//! nothing is synced. The newest [`MOST_OPERATIONS`] are kept, the sandbox's start among them.
+//!
+//! Owns: the record in memory and the translation of the guest's clock. Never: what is worth recording, and nothing
+//! depends on what it says. Called by the engine and, beside it, by readers.
+
+mod file;
+mod guest_clock;
+
+pub use file::{TimelineError, clear, find, keep, read, write};
+
+use bulkhead_host::clock::boottime_ns;
+use bulkhead_model::timeline::{Lane, Operation, Span, Timeline, Told};
+use bulkhead_model::{ContainerId, ExecId, ProcessKey, SandboxId};
+use bulkhead_protocol::{GuestHello, GuestSteps};
+use guest_clock::Offset;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most operations that are kept.
+pub const MOST_OPERATIONS: usize = 32;
+
+/// The first ones, boot, create and start of its first container, are kept for good.
+const KEPT_FIRST: usize = 3;
+
+/// Most spans of one operation, and of what waits for one.
+pub const MOST_SPANS: usize = 256;
+
+/// Most steps of one answer of a guest, and characters of the name of one.
+const MOST_STEPS: usize = 64;
+
+/// Most words of clients, and ends of processes, that wait for their operation.
+const MOST_WAITING: usize = 64;
+
+/// The span that ends when the guest's processors run.
+pub const CPUS_GO: &str = "let the processors go";
+
+/// The record of one sandbox; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Recorder(Arc<Mutex<Record>>);
+
+#[derive(Debug)]
+struct Record {
+    timeline: Timeline,
+    /// The last operation goes on.
+    open: bool,
+    /// What goes on, by number, and whether it adds to one like it.
+    under_way: Vec<(u64, Span)>,
+    next: u64,
+    /// For the next operation.
+    loose: Vec<Span>,
+    told: VecDeque<Told>,
+    exited: VecDeque<(ProcessKey, u64)>,
+    changed: bool,
+}
+
+impl Record {
+    fn push(&mut self, span: Span) {
+        if !self.open {
+            if self.loose.len() < MOST_SPANS {
+                self.loose.push(span);
+            }
+            return;
+        }
+        if let Some(operation) = self.timeline.operations.last_mut() {
+            add(operation, span);
+        }
+    }
+
+    /// Makes one of a span and the one before it if they are alike.
+    fn push_again(&mut self, span: Span) {
+        let last = self.timeline.operations.last_mut().filter(|_| self.open);
+        match last.and_then(|operation| operation.spans.last_mut()) {
+            Some(last) if (last.lane, &last.name) == (span.lane, &span.name) => {
+                last.end_ns = last.end_ns.max(span.end_ns);
+                last.count = last.count.saturating_add(1);
+            }
+            _ => self.push(span),
+        }
+    }
+
+    fn end(&mut self, now: u64) {
+        if std::mem::take(&mut self.open)
+            && let Some(operation) = self.timeline.operations.last_mut()
+        {
+            operation.end_ns = Some(now);
+            self.changed = true;
+        }
+    }
+
+    /// Adds an operation; one that goes on stays the last.
+    fn add(&mut self, operation: Operation) {
+        let operations = &mut self.timeline.operations;
+        let at = operations.len() - usize::from(self.open && operation.end_ns.is_some());
+        operations.insert(at, operation);
+        if operations.len() > MOST_OPERATIONS {
+            operations.remove(KEPT_FIRST);
+            self.timeline.forgotten += 1;
+        }
+        self.changed = true;
+    }
+}
+
+fn add(operation: &mut Operation, span: Span) {
+    operation.begin_ns = operation.begin_ns.min(span.begin_ns);
+    if operation.spans.len() < MOST_SPANS {
+        operation.spans.push(span);
+    } else {
+        operation.dropped = operation.dropped.saturating_add(1);
+    }
+}
+
+fn is_of(told: &Told, name: &str, container: Option<&ContainerId>, exec: Option<&ExecId>) -> bool {
+    told.operation == name && Some(&told.container) == container && told.exec.as_ref() == exec
+}
+
+/// The guest's words are shown to people: no escapes, and not too many.
+fn printable(name: &str) -> String {
+    name.chars()
+        .filter(|letter| !letter.is_control())
+        .take(MOST_STEPS)
+        .collect()
+}
+
+/// Something under way: it ends when this is dropped.
+#[must_use = "it ends when it is dropped"]
+#[derive(Debug)]
+pub struct Timing {
+    recorder: Recorder,
+    number: u64,
+    begin_ns: u64,
+    again: bool,
+}
+
+impl Drop for Timing {
+    fn drop(&mut self) {
+        let now = boottime_ns();
+        let mut record = self.recorder.record();
+        let Some(at) = record
+            .under_way
+            .iter()
+            .position(|(number, _)| *number == self.number)
+        else {
+            return;
+        };
+        let (_, mut span) = record.under_way.remove(at);
+        span.end_ns = Some(now.max(span.begin_ns));
+        if self.again {
+            record.push_again(span);
+        } else {
+            record.push(span);
+        }
+    }
+}
+
+impl Recorder {
+    /// A record of nothing.
+    #[must_use]
+    pub fn new(sandbox: SandboxId) -> Self {
+        Self(Arc::new(Mutex::new(Record {
+            timeline: Timeline::new(sandbox),
+            open: false,
+            under_way: Vec::new(),
+            next: 0,
+            loose: Vec::new(),
+            told: VecDeque::new(),
+            exited: VecDeque::new(),
+            changed: false,
+        })))
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on where an earlier supervisor stopped: what it left unfinished stays so.
+    pub fn go_on(&self, earlier: Timeline) {
+        let mut record = self.record();
+        if record.timeline.sandbox == earlier.sandbox && record.timeline.operations.is_empty() {
+            record.timeline = earlier;
+        }
+    }
+
+    /// Begins an operation, which ends the one before it. What was recorded since that one belongs to it, and what
+    /// clients told of it.
+    pub fn begin(&self, name: &str, container: Option<&ContainerId>, exec: Option<&ExecId>) {
+        let now = boottime_ns();
+        let mut record = self.record();
+        record.end(now);
+        let mut operation = Operation {
+            name: name.to_owned(),
+            container: container.cloned(),
+            exec: exec.cloned(),
+            begin_ns: now,
+            end_ns: None,
+            spans: Vec::new(),
+            dropped: 0,
+        };
+        if let Some(at) = record
+            .told
+            .iter()
+            .position(|told| is_of(told, name, container, exec))
+            && let Some(told) = record.told.remove(at)
+        {
+            told.spans.into_iter().for_each(|span| add(&mut operation, span));
+        }
+        for span in std::mem::take(&mut record.loose) {
+            add(&mut operation, span);
+        }
+        record.add(operation);
+        record.open = true;
+    }
+
+    /// Begins an operation of the whole sandbox unless one is under way.
+    pub fn begin_unless_open(&self, name: &str) {
+        let open = self.record().open;
+        if !open {
+            self.begin(name, None, None);
+        }
+    }
+
+    /// Ends the operation under way, if there is one.
+    pub fn end(&self) {
+        self.record().end(boottime_ns());
+    }
+
+    /// An operation that is over already.
+    fn whole(&self, name: &str, key: &ProcessKey, spans: Vec<Span>) {
+        let (Some(begin_ns), Some(end_ns)) = (
+            spans.iter().map(|span| span.begin_ns).min(),
+            spans.iter().filter_map(|span| span.end_ns).max(),
+        ) else {
+            return;
+        };
+        self.record().add(Operation {
+            name: name.to_owned(),
+            container: Some(key.container.clone()),
+            exec: key.exec.clone(),
+            begin_ns,
+            end_ns: Some(end_ns),
+            spans,
+            dropped: 0,
+        });
+    }
+
+    /// Something that begins now and ends when the answer is dropped.
+    pub fn span(&self, lane: Lane, name: &str) -> Timing {
+        self.timing(lane, name, false)
+    }
+
+    /// The same; one right after another of the same name counts as one that lasts longer.
+    pub fn again(&self, lane: Lane, name: &str) -> Timing {
+        self.timing(lane, name, true)
+    }
+
+    fn timing(&self, lane: Lane, name: &str, again: bool) -> Timing {
+        let begin_ns = boottime_ns();
+        let mut record = self.record();
+        let number = record.next;
+        record.next += 1;
+        let span = Span {
+            end_ns: None,
+            ..Span::mark(lane, name, begin_ns)
+        };
+        record.under_way.push((number, span));
+        Timing {
+            recorder: self.clone(),
+            number,
+            begin_ns,
+            again,
+        }
+    }
+
+    /// Something that took until now.
+    pub fn since(&self, lane: Lane, name: &str, begin_ns: u64) {
+        self.record().push(Span::new(lane, name, begin_ns, boottime_ns()));
+    }
+
+    /// Runs `work`, which does not wait.
+    pub fn during<T>(&self, lane: Lane, name: &str, work: impl FnOnce() -> T) -> T {
+        let _timing = self.span(lane, name);
+        work()
+    }
+
+    /// What a client measured, before it asks for the operation; with `late` of one that was carried out.
+    pub fn told(&self, told: Told, late: bool) {
+        let mut record = self.record();
+        if !late {
+            if record.told.len() == MOST_WAITING {
+                record.told.pop_front();
+            }
+            record.told.push_back(told);
+            return;
+        }
+        let operations = record.timeline.operations.iter_mut();
+        let found = operations
+            .rev()
+            .find(|one| is_of(&told, &one.name, one.container.as_ref(), one.exec.as_ref()));
+        if let Some(operation) = found {
+            if operation.end_ns.is_some() {
+                operation.end_ns = told
+                    .spans
+                    .iter()
+                    .filter_map(|span| span.end_ns)
+                    .max()
+                    .max(operation.end_ns);
+            }
+            told.spans.into_iter().for_each(|span| add(operation, span));
+            record.changed = true;
+        }
+    }
+
+    /// A process ended in the guest.
+    pub(crate) fn exited(&self, key: &ProcessKey) {
+        let mut record = self.record();
+        if record.exited.len() == MOST_WAITING {
+            record.exited.pop_front();
+        }
+        record.exited.push_back((key.clone(), boottime_ns()));
+    }
+
+    /// All of its output was delivered: its end is an operation of its own.
+    pub(crate) fn delivered(&self, key: &ProcessKey) {
+        let now = boottime_ns();
+        let at = {
+            let mut record = self.record();
+            let at = record.exited.iter().position(|(of, _)| of == key);
+            at.and_then(|at| record.exited.remove(at))
+        };
+        if let Some((_, at)) = at {
+            let spans = vec![
+                Span::mark(Lane::Guest, "the process ended", at),
+                Span::new(Lane::Supervisor, "deliver its output", at, now),
+            ];
+            self.whole("exit", key, spans);
+        }
+    }
+
+    /// A signal was sent to a process.
+    pub(crate) fn signalled(&self, key: &ProcessKey, signal: i32, begin_ns: u64) {
+        let span = Span::new(Lane::Guest, format!("signal {signal}"), begin_ns, boottime_ns());
+        self.whole("kill", key, vec![span]);
+    }
+
+    /// A call into the guest was answered: what the guest did during `call`, on the host's clock. Each answer gives
+    /// its own offset between the clocks, so a guest whose clock drifts is shown where it was.
+    pub fn answered(&self, call: Timing, steps: Option<GuestSteps>) {
+        if let Some(steps) = steps {
+            self.place(&call, &steps);
+        }
+    }
+
+    /// The same for the first call of a guest: the kernel's and the agent's own start are known from then on. A guest
+    /// that was restored has started long before its processors ran here, so there is nothing to show.
+    pub fn came_up(&self, call: Timing, steps: Option<GuestSteps>, hello: &GuestHello) {
+        let Some(steps) = steps else { return };
+        let offset = self.place(&call, &steps);
+        let mut record = self.record();
+        let operation = record.timeline.operations.last().filter(|_| record.open);
+        let cpus_go = operation.and_then(|one| one.spans.iter().rev().find(|span| span.name == CPUS_GO));
+        let Some(cpus_go) = cpus_go.map(|span| span.begin_ns) else {
+            return;
+        };
+        let (init, ready) = (
+            offset.on_host(hello.init_boottime_ns),
+            offset.on_host(hello.ready_boottime_ns),
+        );
+        if hello.init_boottime_ns == 0 || init < cpus_go {
+            return;
+        }
+        record.push(Span::new(
+            Lane::Guest,
+            "kernel, until its first process",
+            cpus_go,
+            init,
+        ));
+        record.push(Span::new(Lane::Guest, "agent comes up", init, ready));
+    }
+
+    fn place(&self, call: &Timing, steps: &GuestSteps) -> Offset {
+        let now = boottime_ns();
+        let offset = Offset::of(call.begin_ns, steps, now);
+        let within = |guest_ns: u64| offset.on_host(guest_ns).clamp(call.begin_ns, now);
+        let mut record = self.record();
+        for step in steps.steps.iter().take(MOST_STEPS) {
+            record.push_again(Span::new(
+                Lane::Guest,
+                printable(&step.name),
+                within(step.begin_ns),
+                within(step.end_ns),
+            ));
+        }
+        let worst = record.timeline.guest_error_ns.max(Some(offset.error_ns));
+        record.timeline.guest_error_ns = worst;
+        offset
+    }
+
+    /// The present, with what goes on.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        let record = self.record();
+        let mut timeline = record.timeline.clone();
+        if let Some(operation) = timeline.operations.last_mut().filter(|_| record.open) {
+            for (_, span) in &record.under_way {
+                add(operation, span.clone());
+            }
+        }
+        timeline
+    }
+
+    /// The present if it changed since the last time.
+    #[must_use]
+    pub fn changed(&self) -> Option<Timeline> {
+        let changed = std::mem::take(&mut self.record().changed);
+        changed.then(|| self.timeline())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_protocol::GuestStep;
+
+    fn recorder() -> Recorder {
+        Recorder::new(SandboxId::new("s").unwrap())
+    }
+
+    fn id(text: &str) -> ContainerId {
+        ContainerId::new(text).unwrap()
+    }
+
+    fn key(text: &str) -> ProcessKey {
+        ProcessKey {
+            container: id(text),
+            exec: None,
+        }
+    }
+
+    fn names(operation: &Operation) -> Vec<&str> {
+        operation.spans.iter().map(|span| span.name.as_str()).collect()
+    }
+
+    fn told(operation: &str, at_ns: u64) -> Told {
+        Told {
+            operation: operation.into(),
+            container: id("c"),
+            exec: None,
+            spans: vec![Span::mark(Lane::Cli, "typed", at_ns)],
+        }
+    }
+
+    #[test]
+    fn spans_belong_to_the_operation_they_happen_in() {
+        let recorder = recorder();
+        recorder.since(Lane::Supervisor, "set up", 1);
+        recorder.begin("boot", None, None);
+        {
+            let _outer = recorder.span(Lane::Supervisor, "outer");
+            drop(recorder.span(Lane::Vmm, "inner"));
+        }
+        recorder.begin("create", Some(&id("c")), None);
+        recorder.end();
+        let timeline = recorder.timeline();
+        let [boot, create] = &timeline.operations[..] else {
+            panic!("{timeline:?}")
+        };
+        assert_eq!(names(boot), ["set up", "inner", "outer"]);
+        assert_eq!(boot.begin_ns, 1);
+        assert!(boot.end_ns.unwrap() <= create.begin_ns);
+        assert_eq!(names(create), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_goes_on_is_seen() {
+        let recorder = recorder();
+        recorder.begin("boot", None, None);
+        let hello = recorder.span(Lane::Supervisor, "wait");
+        let seen = recorder.timeline();
+        assert_eq!(seen.operations[0].end_ns, None);
+        assert_eq!(seen.operations[0].spans[0].end_ns, None);
+        drop(hello);
+        assert!(recorder.timeline().operations[0].spans[0].end_ns.is_some());
+    }
+
+    #[test]
+    fn words_of_a_client_wait_for_their_operation() {
+        let recorder = recorder();
+        recorder.told(told("create", 7), false);
+        recorder.begin("boot", None, None);
+        recorder.begin("create", Some(&id("c")), None);
+        recorder.end();
+        // Late words find the operation they belong to, and nothing else.
+        recorder.told(told("create", u64::MAX), true);
+        recorder.told(told("delete", 1), true);
+        let timeline = recorder.timeline();
+        assert_eq!(names(&timeline.operations[0]), [] as [&str; 0]);
+        let create = &timeline.operations[1];
+        assert_eq!(names(create), ["typed", "typed"]);
+        assert_eq!((create.begin_ns, create.end_ns), (7, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn the_start_and_the_newest_operations_are_kept() {
+        let recorder = recorder();
+        for name in ["boot", "create", "start"] {
+            recorder.begin(name, None, None);
+        }
+        for number in 0..100 {
+            recorder.begin(&number.to_string(), None, None);
+        }
+        let timeline = recorder.timeline();
+        let names: Vec<&str> = timeline.operations.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names.len(), MOST_OPERATIONS);
+        assert_eq!(
+            (&names[..4], names.last()),
+            (&["boot", "create", "start", "71"][..], Some(&"99"))
+        );
+        assert_eq!(timeline.forgotten, 71);
+    }
+
+    #[test]
+    fn spans_are_bounded_and_alike_ones_are_one() {
+        let recorder = recorder();
+        recorder.begin("end", None, None);
+        for _ in 0..1000 {
+            drop(recorder.again(Lane::Supervisor, "undo: mount"));
+        }
+        let first = recorder.timeline().operations.remove(0);
+        assert_eq!((first.spans.len(), first.spans[0].count), (1, 1000));
+        for _ in 0..1000 {
+            drop(recorder.span(Lane::Supervisor, "x"));
+        }
+        let first = recorder.timeline().operations.remove(0);
+        assert_eq!(
+            (first.spans.len(), first.dropped),
+            (MOST_SPANS, 1001 - MOST_SPANS as u32)
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_process_does_not_end_what_goes_on() {
+        let recorder = recorder();
+        recorder.exited(&key("c"));
+        recorder.begin("pause", Some(&id("c")), None);
+        recorder.delivered(&key("c"));
+        recorder.delivered(&key("other"));
+        drop(recorder.span(Lane::Guest, "freeze"));
+        let timeline = recorder.timeline();
+        let [exit, pause] = &timeline.operations[..] else {
+            panic!("{timeline:?}")
+        };
+        assert_eq!(names(exit), ["the process ended", "deliver its output"]);
+        assert_eq!(names(pause), ["freeze"]);
+        assert_eq!(pause.end_ns, None);
+    }
+
+    /// A guest whose clock began when its processors ran, 1 ms after the host let them go.
+    #[test]
+    fn the_guests_start_is_shown_on_the_hosts_clock() {
+        let recorder = recorder();
+        recorder.begin("boot", None, None);
+        let go = recorder.span(Lane::Vmm, CPUS_GO);
+        let zero = go.begin_ns;
+        drop(go);
+        while boottime_ns() < zero + 9_000_000 {
+            std::thread::yield_now();
+        }
+        let call = recorder.span(Lane::Supervisor, "configure the guest");
+        let received_ns = call.begin_ns - zero;
+        let answered_ns = boottime_ns() - zero;
+        let step = |begin_ns, end_ns| GuestStep {
+            name: "mo\x1bunt".into(),
+            begin_ns,
+            end_ns,
+        };
+        let steps = GuestSteps {
+            received_ns,
+            answered_ns,
+            steps: vec![step(received_ns, answered_ns), step(0, u64::MAX)],
+        };
+        let hello = GuestHello {
+            init_boottime_ns: 4_000_000,
+            ready_boottime_ns: 6_000_000,
+            ..GuestHello::default()
+        };
+        recorder.came_up(call, Some(steps.clone()), &hello);
+        let timeline = recorder.timeline();
+        let error = timeline.guest_error_ns.unwrap();
+        let spans = &timeline.operations[0].spans;
+        let of = |name: &str| spans.iter().find(|span| span.name.starts_with(name)).unwrap();
+        let near =
+            |seen: u64, wanted: u64| assert!(seen.abs_diff(wanted) <= error, "{seen} {wanted} {error}");
+        near(of("kernel").end_ns.unwrap(), zero + 4_000_000);
+        near(of("agent").end_ns.unwrap(), zero + 6_000_000);
+        assert_eq!(of("kernel").begin_ns, zero);
+        // A step never leaves its call, whatever the guest says.
+        let (step, call) = (of("mount"), of("configure"));
+        assert!(
+            call.begin_ns <= step.begin_ns && step.end_ns <= call.end_ns,
+            "{step:?} {call:?}"
+        );
+        assert_eq!(step.count, 2);
+
+        // Restored: its kernel started before its processors ran here.
+        let late = recorder.span(Lane::Supervisor, "configure the guest");
+        let old = GuestSteps {
+            received_ns: received_ns + 1_000_000_000_000,
+            answered_ns: answered_ns + 1_000_000_000_000,
+            steps: Vec::new(),
+        };
+        recorder.came_up(late, Some(old), &hello);
+        let spans = &recorder.timeline().operations[0].spans;
+        assert_eq!(
+            spans
+                .iter()
+                .filter(|span| span.name.starts_with("kernel"))
+                .count(),
+            1
+        );
+    }
+}
