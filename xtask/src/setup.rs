@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "network tests"),
     ("procps", "tests"),
     ("util-linux", "tests"),
+    ("librsvg2-bin", "tests draw what is to open in a browser"),
     ("runc", "the conformance tests run on it too"),
     ("crun", "comparison in the bench"),
     ("containerd", "the tests of its shim"),

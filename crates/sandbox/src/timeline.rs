@@ -14,7 +14,7 @@
 mod file;
 mod guest_clock;
 
-pub use file::{TimelineError, clear, find, keep, read, write};
+pub use file::{MOST_KEPT, TimelineError, clear, find, keep, read, write};
 
 use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::timeline::{Lane, Operation, Span, Timeline, Told};

@@ -445,8 +445,9 @@ impl World {
                 self.process_exited(&key, exit.status);
             }
             Event::Delivered { key } => {
-                self.delivered(&key).await;
+                // Before anyone can know of it.
                 self.timeline.delivered(&key);
+                self.delivered(&key).await;
             }
             Event::StreamEnded { key, stream } => {
                 if let Some(process) = self.process(&key) {

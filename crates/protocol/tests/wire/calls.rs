@@ -21,6 +21,14 @@ async fn calls_are_answered_and_counted() {
     let client = wire.client().await;
     assert_eq!(client.hello().kernel_release, "6.12.0-test");
     client.configure(GuestIdentity::default()).await.unwrap();
+    // What the guest did comes with the answer, once.
+    let steps = client.take_steps().unwrap();
+    assert_eq!((steps.received_ns, steps.answered_ns), (5, 8));
+    let [step] = &steps.steps[..] else {
+        panic!("{steps:?}")
+    };
+    assert_eq!((step.name.as_str(), step.begin_ns, step.end_ns), ("mount", 6, 7));
+    assert_eq!(client.take_steps(), None);
     let refused = client
         .exec(&key(), vec![], GuestStdio::default())
         .await

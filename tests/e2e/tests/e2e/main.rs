@@ -44,3 +44,4 @@ mod stop;
 mod stub;
 mod template;
 mod terminal;
+mod timeline;

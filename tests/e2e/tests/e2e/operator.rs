@@ -91,7 +91,8 @@ fn version_and_help() {
     let help = lab.quick(&["--help"]).ok().text();
     for verb in [
         "create", "start", "state", "kill", "delete", "run", "exec", "ps", "list", "pause", "resume",
-        "update", "events", "spec", "features", "doctor", "inspect", "logs", "gc", "guest", "config",
+        "update", "events", "spec", "features", "doctor", "inspect", "logs", "timeline", "gc", "guest",
+        "config",
     ] {
         assert!(help.contains(&format!("  {verb}")), "{verb} is not in: {help}");
     }
