@@ -13,6 +13,7 @@ mod subject;
 
 use crate::error::TaskError;
 use crate::workspace::Workspace;
+use std::path::PathBuf;
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -22,6 +23,9 @@ pub(crate) enum Bench {
         /// Rounds; the medians of this many are printed
         #[arg(long, default_value_t = 10)]
         rounds: usize,
+        /// Draw the comparison into this file too
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Containers and pods under containerd, beside runc's shim
     Containerd {
@@ -39,7 +43,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
         return Err(TaskError::NeedsRoot("the bench"));
     }
     match bench {
-        Bench::Start { rounds } => start::run(workspace, (*rounds).max(1)),
+        Bench::Start { rounds, svg } => start::run(workspace, (*rounds).max(1), svg.as_deref()),
         Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1)),
         Bench::Density(arguments) => density::run(workspace, arguments),
     }

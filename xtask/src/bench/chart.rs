@@ -1,4 +1,4 @@
-//! Curves of a bench as an SVG picture.
+//! Curves and bars of a bench as an SVG picture.
 //!
 //! Owns: how a picture looks. Never: what is measured. Called by the benches.
 
@@ -36,6 +36,77 @@ pub(super) fn draw(path: &Path, caption: Caption, curves: &[Curve]) -> Result<()
         why: error.to_string(),
     })?;
     std::fs::write(path, svg).map_err(|e| TaskError::io(path, e))
+}
+
+/// One bar.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bar {
+    /// Beside it.
+    pub(super) name: &'static str,
+    /// Its length.
+    pub(super) value: f64,
+    /// The range of what it stands for.
+    pub(super) least: f64,
+    /// The same.
+    pub(super) most: f64,
+}
+
+/// Height of a bar and of the space it has, and where bars begin, in pixels.
+const BAR_HEIGHT: i32 = 22;
+const BAR_SPACE: i32 = 44;
+const BARS_LEFT: i32 = 210;
+
+/// Draws `bars` below each other into the file `path`, each with its value and a line for its range.
+pub(super) fn draw_bars(path: &Path, title: &str, bars: &[Bar]) -> Result<(), TaskError> {
+    let svg = bar_picture(title, bars).map_err(|error| TaskError::Picture {
+        path: path.to_owned(),
+        why: error.to_string(),
+    })?;
+    std::fs::write(path, svg).map_err(|e| TaskError::io(path, e))
+}
+
+fn bar_picture(title: &str, bars: &[Bar]) -> Result<String, DrawError> {
+    let most = bars.iter().map(|bar| bar.most.max(bar.value)).fold(0.0, f64::max);
+    let width = i32::try_from(SIZE.0).unwrap_or(i32::MAX);
+    // Behind the longest range there is room for its value.
+    let scale = f64::from(width - BARS_LEFT - 100) / most.max(f64::MIN_POSITIVE);
+    let x = |value: f64| BARS_LEFT + (value * scale).round() as i32;
+    let rows = u32::try_from(bars.len()).unwrap_or(0);
+    let mut svg = String::new();
+    let area =
+        SVGBackend::with_string(&mut svg, (SIZE.0, 60 + BAR_SPACE.unsigned_abs() * rows)).into_drawing_area();
+    area.fill(&WHITE)?;
+    area.draw(&Text::new(title.to_owned(), (16, 16), ("sans-serif", 18)))?;
+    for (number, bar) in (0..).zip(bars) {
+        let top = 52 + BAR_SPACE * number;
+        let middle = top + BAR_HEIGHT / 2;
+        area.draw(&Text::new(bar.name, (16, top + 4), ("sans-serif", 14)))?;
+        let fill = Palette99::pick(usize::try_from(number).unwrap_or(0)).filled();
+        let corners = [
+            (BARS_LEFT, top),
+            (x(bar.value).max(BARS_LEFT + 1), top + BAR_HEIGHT),
+        ];
+        area.draw(&Rectangle::new(corners, fill))?;
+        area.draw(&PathElement::new(
+            [(x(bar.least), middle), (x(bar.most), middle)],
+            BLACK,
+        ))?;
+        for end in [bar.least, bar.most] {
+            area.draw(&PathElement::new(
+                [(x(end), middle - 5), (x(end), middle + 5)],
+                BLACK,
+            ))?;
+        }
+        let value = format!("{:.3} s", bar.value);
+        area.draw(&Text::new(
+            value,
+            (x(bar.most.max(bar.value)) + 10, top + 4),
+            ("sans-serif", 14),
+        ))?;
+    }
+    area.present()?;
+    drop(area);
+    Ok(svg)
 }
 
 type DrawError = DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>;
@@ -105,6 +176,35 @@ mod tests {
         for word in ["title", "count", "MiB", "one", "other"] {
             assert!(svg.contains(word), "{word} is not in {svg}");
         }
+    }
+
+    #[test]
+    fn every_bar_has_its_length_and_its_value() {
+        let bar = |name, value: f64| Bar {
+            name,
+            value,
+            least: value / 2.0,
+            most: value,
+        };
+        let svg = bar_picture("title", &[bar("long", 4.0), bar("half", 2.0), bar("none", 0.0)]).unwrap();
+        for word in ["title", "long", "half", "none", "4.000 s", "2.000 s", "0.000 s"] {
+            assert!(svg.contains(word), "{word} is not in {svg}");
+        }
+        let length = |index: usize| -> i32 {
+            let (red, green, blue) = Palette99::pick(index).rgb();
+            let fill = format!("fill=\"#{red:02X}{green:02X}{blue:02X}\"");
+            let line = svg
+                .lines()
+                .find(|line| line.contains("<rect") && line.contains(&fill))
+                .unwrap();
+            let width = line.split("width=\"").nth(1).unwrap().split('"').next().unwrap();
+            width.parse().unwrap()
+        };
+        assert!((length(0) - 2 * length(1)).abs() <= 2, "{svg}");
+        assert_eq!(length(2), 1);
+        let path = Path::new("/nowhere/x.svg");
+        let error = draw_bars(path, "", &[bar("x", 1.0)]).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/x.svg"), "{error}");
     }
 
     #[test]

@@ -28,6 +28,13 @@ impl Series {
         Some((lower + upper) / 2.0)
     }
 
+    /// The least and the most in seconds.
+    pub(super) fn range(&self) -> Option<(f64, f64)> {
+        let least = self.samples.iter().min()?;
+        let most = self.samples.iter().max()?;
+        Some((least.as_secs_f64(), most.as_secs_f64()))
+    }
+
     /// Median and range for a table cell.
     pub(super) fn cell(&self) -> String {
         let (Some(median), Some(least), Some(most)) = (
@@ -62,12 +69,14 @@ mod tests {
     fn medians_and_cells() {
         let mut series = Series::default();
         assert_eq!(series.median(), None);
+        assert_eq!(series.range(), None);
         series.refused = Some("no".into());
         assert_eq!(series.cell(), "– (no)");
         for ms in [300, 100, 200] {
             series.add(Duration::from_millis(ms));
         }
         assert_eq!(series.median(), Some(0.2));
+        assert_eq!(series.range(), Some((0.1, 0.3)));
         series.add(Duration::from_millis(400));
         assert!((series.median().unwrap() - 0.25).abs() < 1e-9);
         assert_eq!(series.cell(), "0.250 s (0.100–0.400)");

@@ -1,6 +1,7 @@
 //! `bench start`: a start from a template and a cold one against their floor and their rivals.
 
 use super::bare::Bare;
+use super::chart::{Bar, draw_bars};
 use super::figures::{Series, table};
 use super::subject::{Subject, pss_kib};
 use crate::build::{self, Profile};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 const RUN_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Measures and prints.
-pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError> {
+pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> Result<(), TaskError> {
     setup::run()?;
     let made = build::all(workspace, Profile::Release)?;
     let subject = Subject::new(workspace, made.bulkhead);
@@ -69,7 +70,29 @@ pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError>
     let file = work.join("start.md");
     std::fs::write(&file, &text).map_err(|e| TaskError::io(&file, e))?;
     println!("{text}");
-    Ok(())
+    let competitors = [
+        ("bulkhead run true, cold", &ours),
+        ("bare kernel in QEMU", &floor),
+        ("runc run true", &runc),
+        ("crun run true", &crun),
+    ];
+    svg.map_or(Ok(()), |path| compare(path, rounds, &competitors))
+}
+
+/// The picture: one bar for each that runs here.
+fn compare(path: &Path, rounds: usize, competitors: &[(&'static str, &Series)]) -> Result<(), TaskError> {
+    let bar = |(name, series): &(&'static str, &Series)| {
+        let (least, most) = series.range()?;
+        Some(Bar {
+            name,
+            value: series.median()?,
+            least,
+            most,
+        })
+    };
+    let bars: Vec<Bar> = competitors.iter().filter_map(bar).collect();
+    let title = format!("A start: medians of {rounds} and their range, in one run, in seconds");
+    draw_bars(path, &title, &bars)
 }
 
 /// One sample; a program that fails the first time is not asked again.
