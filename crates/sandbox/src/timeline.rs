@@ -226,9 +226,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the operation under way, if there is one.
+    /// Ends the operation under way. If there is none, what was recorded since the last one is of no operation and
+    /// is forgotten.
     pub fn end(&self) {
-        self.record().end(boottime_ns());
+        let mut record = self.record();
+        if !record.open {
+            record.loose.clear();
+        }
+        record.end(boottime_ns());
     }
 
     /// An operation that is over already.

@@ -198,6 +198,11 @@ async fn a_stop_in_a_pod_and_the_end_of_a_process_are_recorded() {
         .map(|span| span.name.as_str())
         .collect();
     assert!(stopped.contains("save the state"), "{stopped:?}");
+    // What the supervisor did by itself meanwhile is no part of what was asked for next.
+    assert!(
+        one(&timeline, "delete").begin_ns >= exit.end_ns.unwrap(),
+        "{timeline:#?}"
+    );
     for operation in &timeline.operations {
         assert_sound(operation);
     }

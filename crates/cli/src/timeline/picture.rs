@@ -67,7 +67,7 @@ pub(crate) fn picture(timeline: &Timeline) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height:.0}\" viewBox=\"0 0 {WIDTH} {height:.0}\">\n\
          <style>text{{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#222}} .t{{font-size:18px;font-weight:600}} \
          .o{{font-weight:600}} .l{{fill:#555;font-size:11px}} .r{{fill:#666;font-size:11px}} .g{{stroke:#e6e8eb}} \
-         .h{{fill:#fff;fill-opacity:0}} g:hover .h{{fill:#8aa;fill-opacity:.15}}</style>\n\
+         .h{{fill:#000;fill-opacity:0}} g:nth-of-type(odd) .h{{fill-opacity:.03}} g:hover .h{{fill:#8aa;fill-opacity:.2}}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
     );
     let title = format!("Where the time of {} went", timeline.sandbox);

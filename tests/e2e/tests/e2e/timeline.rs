@@ -26,12 +26,12 @@ fn times(what: &Value) -> (u64, u64) {
     (begin, end)
 }
 
-fn spans<'a>(operation: &'a Value) -> impl Iterator<Item = &'a Value> {
+fn spans(operation: &Value) -> impl Iterator<Item = &Value> {
     operation["spans"].as_array().unwrap().iter()
 }
 
 #[track_caller]
-fn span<'a>(operation: &'a Value, name: &str) -> (u64, u64) {
+fn span(operation: &Value, name: &str) -> (u64, u64) {
     let found = spans(operation).find(|span| span["name"] == name);
     times(found.unwrap_or_else(|| panic!("no {name:?} in {operation:#}")))
 }
