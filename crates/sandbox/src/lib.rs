@@ -9,6 +9,7 @@ pub mod container;
 pub mod engine;
 pub mod error;
 mod guest_log;
+mod happened;
 pub mod host;
 pub mod inspect;
 pub mod journal;

@@ -10,4 +10,5 @@
 
 mod containers;
 mod machine;
+mod runtime_spec;
 mod storages;
