@@ -203,13 +203,12 @@ impl Recorder {
             spans: Vec::new(),
             dropped: 0,
         };
-        if let Some(at) = record
-            .told
-            .iter()
-            .position(|told| is_of(told, name, container, exec))
-            && let Some(told) = record.told.remove(at)
-        {
-            told.spans.into_iter().for_each(|span| add(&mut operation, span));
+        let (told, others): (VecDeque<Told>, _) = std::mem::take(&mut record.told)
+            .into_iter()
+            .partition(|told| is_of(told, name, container, exec));
+        record.told = others;
+        for span in told.into_iter().flat_map(|told| told.spans) {
+            add(&mut operation, span);
         }
         for span in std::mem::take(&mut record.loose) {
             add(&mut operation, span);

@@ -5,8 +5,9 @@
 mod support;
 
 use bulkhead_model::NetworkPlan;
-use bulkhead_sandbox::Command;
+use bulkhead_model::timeline::Lane;
 use bulkhead_sandbox::network::NetworkSource;
+use bulkhead_sandbox::{Command, Reply};
 use std::time::Duration;
 use support::*;
 
@@ -149,6 +150,28 @@ async fn later_changes_are_followed() {
         bench.ledger.links.lock().unwrap().len(),
         2,
         "one tap and its redirection"
+    );
+    let Reply::Timeline { timeline } = call(&handle, Command::Timeline).await.unwrap() else {
+        panic!("no timeline")
+    };
+    let of_network = |name: &str| -> Vec<Vec<&str>> {
+        let operations = timeline.operations.iter().filter(|one| one.name == name);
+        let names = operations.map(|one| {
+            let spans = one.spans.iter().filter(|span| span.lane == Lane::Network);
+            spans.map(|span| span.name.as_str()).collect()
+        });
+        names.collect()
+    };
+    let (look, tell) = ("look at the network namespace", "tell the guest its network");
+    let open = "open the network namespace";
+    assert_eq!(of_network("create"), [[open, look, "plug a card", tell]]);
+    assert_eq!(
+        of_network("network"),
+        [
+            vec![look, "plug a card", tell],
+            vec![look, tell],
+            vec![look, "unplug a card", tell]
+        ]
     );
     call(&handle, Command::Shutdown).await.unwrap();
     engine.await.unwrap();

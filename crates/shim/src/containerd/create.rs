@@ -18,7 +18,9 @@ use crate::hooks::{self, HookKind};
 use crate::oci_state::OciState;
 use crate::stub::{self, Stdio, Stub, StubRequest};
 use bulkhead_config::PlanKind;
+use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::plan::RootMount;
+use bulkhead_model::timeline::{Lane, Span};
 use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, SandboxId};
 use bulkhead_sandbox::Command;
 use std::fs::OpenOptions;
@@ -138,15 +140,16 @@ impl Tasks {
         self.map()
             .add(&id, &self.plan.id)
             .map_err(|e| Failure::from_chain(FailureKind::Internal, &e))?;
-        let stub = self.stub(&plan, process).await?;
+        let (stub, spans) = self.stub(&plan, process).await?;
+        self.tell("create", &id, spans, false).await;
         self.call(Command::Create { plan: Box::new(plan) })
             .await
             .map_err(in_runc_words)?;
         Ok(stub)
     }
 
-    /// The stub, attached, its hooks run.
-    async fn stub(&self, plan: &ContainerPlan, process: &Arc<Process>) -> Result<Stub, Failure> {
+    /// The stub, attached, its hooks run, and how long that took.
+    async fn stub(&self, plan: &ContainerPlan, process: &Arc<Process>) -> Result<(Stub, Vec<Span>), Failure> {
         let (plan, paths) = (plan.clone(), self.paths.clone());
         let (uris, namespace) = (process.uris.clone(), self.settings.namespace.clone());
         let made = blocking(move || {
@@ -164,16 +167,18 @@ impl Tasks {
             let mut request = StubRequest::for_container(&plan, paths.control_socket(), &paths.marker, none);
             request.handover = Some(streams.handover);
             request.log = append(&paths.log());
+            let began = boottime_ns();
             let stub = stub::spawn(request).map_err(|e| e.to_failure())?;
-            run_hooks(&plan, &stub)?;
-            Ok((stub, streams.keeper, streams.logger))
+            let mut spans = vec![Span::new(Lane::Stub, "start the stub", began, boottime_ns())];
+            run_hooks(&plan, &stub, &mut spans)?;
+            Ok((stub, spans, streams.keeper, streams.logger))
         });
-        let (stub, keeper, logger) = made.await?;
+        let (stub, spans, keeper, logger) = made.await?;
         for refusal in &stub.refusals {
             tracing::debug!("{refusal}");
         }
         process.keep(keeper, logger);
-        Ok(stub)
+        Ok((stub, spans))
     }
 
     /// A failure that only says that there is no sandbox is the boot's.
@@ -218,7 +223,7 @@ fn cancelled(id: &ContainerId) -> Failure {
     )
 }
 
-fn run_hooks(plan: &ContainerPlan, stub: &Stub) -> Result<(), Failure> {
+fn run_hooks(plan: &ContainerPlan, stub: &Stub, spans: &mut Vec<Span>) -> Result<(), Failure> {
     let Some(hooks) = plan.spec.hooks() else {
         return Ok(());
     };
@@ -233,7 +238,11 @@ fn run_hooks(plan: &ContainerPlan, stub: &Stub) -> Result<(), Failure> {
         HookKind::CreateRuntime,
         HookKind::CreateContainer,
     ] {
-        hooks::run(kind, hooks, &state, Some(stub.process()))?;
+        if kind.any(hooks) {
+            let began = boottime_ns();
+            hooks::run(kind, hooks, &state, Some(stub.process()))?;
+            spans.push(Span::new(Lane::Hooks, kind.name(), began, boottime_ns()));
+        }
     }
     Ok(())
 }

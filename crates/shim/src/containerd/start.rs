@@ -13,6 +13,8 @@ use super::invocation::Invocation;
 use super::options;
 use crate::{host_facts, launch};
 use bulkhead_config::{Config, PlanKind, Plans, Source};
+use bulkhead_host::clock::{boottime_ns, process_began_ns};
+use bulkhead_model::timeline::{Lane, Span, Told};
 use bulkhead_model::{ContainerId, Failure, FailureKind};
 use bulkhead_sandbox::SandboxPaths;
 use std::os::unix::net::UnixStream;
@@ -56,7 +58,11 @@ pub(super) fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
             sandbox.kept = sandbox.pod;
             sandbox.systemd_cgroup = settings.systemd_cgroup;
             sandbox.debug |= invocation.debug;
-            launch::shim(&layout, &sandbox, &settings)?;
+            let mut client = launch::shim(&layout, &sandbox, &settings)?;
+            // A pod's own container is no operation of its sandbox.
+            if !settings.pod {
+                client.tell(starting(&id), false);
+            }
             layout.sandbox(&sandbox.id)
         }
     };
@@ -68,6 +74,18 @@ pub(super) fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
         )
     })?;
     Ok(answer(&address))
+}
+
+/// What this process measured, for the timeline of the create that follows.
+fn starting(id: &ContainerId) -> Told {
+    let now = boottime_ns();
+    let began = process_began_ns().unwrap_or(now);
+    Told {
+        operation: "create".to_owned(),
+        container: id.clone(),
+        exec: None,
+        spans: vec![Span::new(Lane::Cli, "start the shim", began, now)],
+    }
 }
 
 fn address(paths: &SandboxPaths) -> String {

@@ -12,7 +12,9 @@ use super::publisher::Publisher;
 use super::settings::Settings;
 use super::task::{Body, End, Process, Stage, Task};
 use crate::hooks::{self, HookKind};
+use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::failure::chain;
+use bulkhead_model::timeline::{Lane, Span, Told};
 use bulkhead_model::{ContainerId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxPlan, State};
 use bulkhead_protocol::GuestProcess;
 use bulkhead_sandbox::{Command, ContainerMap, Handle, Luggage, Reply, SandboxPaths};
@@ -92,6 +94,18 @@ impl Tasks {
     /// Asks the sandbox.
     pub(super) async fn call(&self, command: Command) -> Result<Reply, Failure> {
         self.handle.call(command, Luggage::default()).await
+    }
+
+    /// Tells the timeline what was measured of an operation that is asked for next or, `late`, was carried out.
+    pub(super) async fn tell(&self, operation: &str, container: &ContainerId, spans: Vec<Span>, late: bool) {
+        let told = Told {
+            operation: operation.to_owned(),
+            container: container.clone(),
+            exec: None,
+            spans,
+        };
+        // Nothing depends on it.
+        let _ = self.call(Command::Tell { told, late }).await;
     }
 
     /// The container map of the sandbox's root (K-01).
@@ -245,8 +259,14 @@ impl Tasks {
     }
 
     async fn run_hooks_of(&self, kind: HookKind, container: bulkhead_model::ContainerSnapshot) {
+        let (began, id) = (boottime_ns(), container.id.clone());
         let run = tokio::task::spawn_blocking(move || hooks::run_each(kind, &container));
-        for line in run.await.unwrap_or_default().failed {
+        let ran = run.await.unwrap_or_default();
+        if ran.any && kind == HookKind::Poststart {
+            let span = Span::new(Lane::Hooks, kind.name(), began, boottime_ns());
+            self.tell("start", &id, vec![span], true).await;
+        }
+        for line in ran.failed {
             tracing::warn!("{line}");
         }
     }
