@@ -1,7 +1,8 @@
 //! Single containers by `ctr`.
 
-use bulkhead_containerd::{Daemon, Engine};
+use bulkhead_containerd::{Daemon, Engine, Place};
 use bulkhead_e2e::{Lines, VERB, until};
+use serde_json::Value;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -58,6 +59,9 @@ on_both! {
         });
         let _ = daemon.ctr(&["task", "kill", "--exec-id", "bg", "--signal", "15", &id]).run().ok();
         assert_eq!(background.wait().status, 143);
+        if engine == Engine::Bulkhead {
+            a_create_is_in_the_timeline(daemon.place.token(), &id);
+        }
         daemon.remove(&id);
         let expected = [
             "/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit",
@@ -72,6 +76,23 @@ on_both! {
         }
         assert_eq!(got, expected);
         events.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// What the shim did before the sandbox was asked is in its timeline.
+#[track_caller]
+fn a_create_is_in_the_timeline(namespace: &str, id: &str) {
+    let path = Place::root(namespace)
+        .join("sandboxes")
+        .join(id)
+        .join("timeline.json");
+    let timeline: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let operations = timeline["operations"].as_array().unwrap();
+    let create = operations.iter().find(|one| one["name"] == "create").unwrap();
+    let spans = create["spans"].as_array().unwrap();
+    let names: Vec<&str> = spans.iter().filter_map(|span| span["name"].as_str()).collect();
+    for name in ["start the shim", "start the stub", "clone, mounts, pivot"] {
+        assert!(names.contains(&name), "no {name:?} in {create:#}");
     }
 }
 
