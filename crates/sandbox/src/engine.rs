@@ -283,12 +283,7 @@ impl Engine {
         } = request;
         let result = match command {
             Command::Attach { key, .. } => match attachment {
-                Some(again) if again.stub.is_some_and(|stub| self.world.stands_for(&key, stub)) => {
-                    let container = Some(&key.container);
-                    let span = span::operation("process", "attach", &self.world.plan.id, container);
-                    let attached = span.in_scope(|| self.world.attach_again(&key, again));
-                    attached.inspect_err(|error| span::failed(&span, error))
-                }
+                Some(again) if self.is_known(&key, &again) => self.attach_again(&key, again),
                 Some(first) => {
                     self.desk.attachments.insert(key, first);
                     Ok(())
@@ -421,6 +416,7 @@ impl Engine {
         let result = attend(work, &token, subject.as_ref(), requests, calloff, desk)
             .await
             .unwrap_or(Err(SandboxError::Cancelled { operation }));
+        self.attach_waiting();
         result.map_err(|error| {
             self.world.abandon_streams();
             if error.lost_the_guest() {
@@ -429,6 +425,35 @@ impl Engine {
                 error
             }
         })
+    }
+
+    /// Whether it comes from the stub that stands for the process already: it outlived an earlier supervisor.
+    fn is_known(&self, key: &ProcessKey, attachment: &Attachment) -> bool {
+        attachment
+            .stub
+            .is_some_and(|stub| self.world.stands_for(key, stub))
+    }
+
+    fn attach_again(&mut self, key: &ProcessKey, attachment: Attachment) -> Result<(), SandboxError> {
+        let span = span::operation("process", "attach", &self.world.plan.id, Some(&key.container));
+        let attached = span.in_scope(|| self.world.attach_again(key, attachment));
+        attached.inspect_err(|error| span::failed(&span, error))
+    }
+
+    /// Known stubs that reported during a verb: no verb to come waits for them.
+    fn attach_waiting(&mut self) {
+        let known = |(key, attachment): (&ProcessKey, &Attachment)| {
+            self.is_known(key, attachment).then(|| key.clone())
+        };
+        let keys: Vec<ProcessKey> = self.desk.attachments.iter().filter_map(known).collect();
+        for key in keys {
+            if let Some(attachment) = self.desk.attachments.remove(&key)
+                && let Err(error) = self.attach_again(&key, attachment)
+            {
+                let error = bulkhead_model::failure::chain(&error);
+                tracing::error!(error, process = %key, "attaching its stub again");
+            }
+        }
     }
 
     async fn refuse_all(&mut self, failure: &Failure) {

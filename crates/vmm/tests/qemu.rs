@@ -371,7 +371,7 @@ async fn a_start_that_fails_says_why() {
 async fn every_option_of_a_plan_starts() {
     type Change = fn(&mut bulkhead_model::VmPlan);
     let changes: [(&str, Change); 10] = [
-        ("ports", |p| p.root_ports = 27),
+        ("ports", |p| p.root_ports = 26),
         ("no ports", |p| p.root_ports = 0),
         ("versioned machine", |p| p.machine_type = "pc-q35-7.2".into()),
         ("prealloc and lock", |p| {

@@ -51,7 +51,11 @@ fn inspect_and_logs_of_a_live_sandbox() {
     let id = lab.id();
     let debug = lab.dir().join("debug.toml");
     let text = std::fs::read_to_string(Lab::config()).unwrap();
-    std::fs::write(&debug, text + "enable_debug = true\n").unwrap();
+    std::fs::write(
+        &debug,
+        text.replacen("[hypervisor]\n", "[hypervisor]\nenable_debug = true\n", 1),
+    )
+    .unwrap();
     let options = ["--config", debug.to_str().unwrap()];
     // Options after the id are accepted too.
     let arguments = ["run", &id, "--bundle", bundle.arg(), "--detach"];
