@@ -293,10 +293,13 @@ fn place(path: &Path, directory: bool) -> io::Result<OwnedFd> {
     }
 }
 
-/// Makes `path`, through a link to nothing if it is one.
+/// Makes `path` and the directories above it, through links to nothing where they are some: what they name is in
+/// the container too.
 fn make(path: &Path, directory: bool, links: u32) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    if !parent.is_dir() {
+        make(parent, true, links)?;
+    }
     if let Ok(aim) = fs::read_link(path) {
         if links == MOST_LINKS {
             return Err(io::Error::from_raw_os_error(libc::ELOOP));
@@ -304,7 +307,10 @@ fn make(path: &Path, directory: bool, links: u32) -> io::Result<()> {
         return make(&parent.join(aim), directory, links + 1);
     }
     if directory {
-        return DirBuilder::new().recursive(true).mode(0o755).create(path);
+        return match DirBuilder::new().mode(0o755).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            other => other,
+        };
     }
     let file = fs::File::options()
         .write(true)
@@ -354,5 +360,32 @@ fn mask(path: &Path) -> Result<(), RootError> {
             mount(empty, path, Some("tmpfs"), MsFlags::MS_RDONLY, size).map_err(failed("masking", path))
         }
         Err(errno) => Err(failed("masking", path)(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_missing_is_made_through_links_to_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        symlink("gone/deep", at("out")).unwrap();
+        make(&at("out/escaped"), true, 0).unwrap();
+        assert!(at("gone/deep/escaped").is_dir());
+        symlink("late", at("file")).unwrap();
+        make(&at("file"), false, 0).unwrap();
+        assert!(at("late").is_file());
+        make(&at("out"), true, 0).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        let error = make(&at("loop/x"), true, 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+        let error = make(&at("late/x"), true, 0).unwrap_err();
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTDIR)),
+            "{error}"
+        );
     }
 }
