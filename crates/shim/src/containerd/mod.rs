@@ -11,6 +11,7 @@
 //! Called by `cli` (the binary's name decides) and by the supervisor.
 
 mod create;
+mod endings;
 mod exec;
 mod invocation;
 mod logger;

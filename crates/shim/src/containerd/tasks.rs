@@ -15,12 +15,10 @@ use crate::hooks::{self, HookKind};
 use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::failure::chain;
 use bulkhead_model::timeline::{Lane, Span, Told};
-use bulkhead_model::{ContainerId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxPlan, State};
+use bulkhead_model::{ContainerId, Failure, FailureKind, ProcessKey, SandboxPlan, State};
 use bulkhead_protocol::GuestProcess;
 use bulkhead_sandbox::{Command, ContainerMap, Handle, Luggage, Reply, SandboxPaths};
-use containerd_shim_protos::events::task::{
-    TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskDelete, TaskPaused, TaskResumed, TaskStart};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::topics;
@@ -32,9 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a delete waits for output that nobody reads; runc's shim waits as long.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-
-/// For reaping a stub that was told to exit.
-const STUB_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What is known under an id.
 pub(super) enum Entry {
@@ -209,11 +204,6 @@ pub(super) fn now_ns() -> u64 {
         .unwrap_or(0)
 }
 
-/// A process that nobody saw end: its VM is gone.
-fn lost() -> End {
-    End::new(ExitStatus::Signal(9), now_ns())
-}
-
 /// The state does not allow it.
 pub(super) fn precondition(message: String) -> Failure {
     Failure::new(FailureKind::FailedPrecondition, message)
@@ -268,110 +258,6 @@ impl Tasks {
         }
         for line in ran.failed {
             tracing::warn!("{line}");
-        }
-    }
-
-    /// Follows a container's own process to its end.
-    pub(super) async fn follow(self: Arc<Self>, task: Arc<Task>) {
-        let process = Arc::clone(&task.init);
-        match &task.body {
-            Body::Pause(pause) => {
-                let end = match pause.ended().await {
-                    Ok(status) => End::new(status, now_ns()),
-                    Err(error) => {
-                        tracing::error!(%error, "watching the pod's own process");
-                        lost()
-                    }
-                };
-                self.tell_end(&process, end).await;
-            }
-            Body::Guest(_) => {
-                let end = self.guest_ended(&task.id, |container| {
-                    let exit = container.init.exit?;
-                    Some(End::new(exit, container.init.exited_ns.unwrap_or_else(now_ns)))
-                });
-                let end = end.await.unwrap_or_else(lost);
-                self.tell_end(&process, end).await;
-                self.guest_ended(&task.id, |container| container.init.delivered.then_some(()))
-                    .await;
-            }
-        }
-        process.drained();
-        if let Some(stub) = task.take_stub() {
-            // Told by the engine; as its parent this process takes its status.
-            tokio::task::spawn_blocking(move || {
-                if !matches!(stub.wait(STUB_DEADLINE), Ok(Some(_))) {
-                    tracing::warn!("a stub does not exit: it is killed");
-                }
-            });
-        }
-    }
-
-    /// Waits until a container shows something; `None` when it is gone, or the sandbox.
-    async fn guest_ended<T>(
-        &self,
-        id: &ContainerId,
-        seen: impl Fn(&bulkhead_model::ContainerSnapshot) -> Option<T>,
-    ) -> Option<T> {
-        let mut snapshots = self.handle.snapshots();
-        loop {
-            {
-                let snapshot = snapshots.borrow_and_update();
-                if let Some(found) = seen(snapshot.containers.get(id)?) {
-                    return Some(found);
-                }
-            }
-            snapshots.changed().await.ok()?;
-        }
-    }
-
-    /// Records an end and tells it, after the start was told.
-    pub(super) async fn tell_end(&self, process: &Process, end: End) {
-        let _turn = process.turn.lock().await;
-        if !process.ended(end) {
-            return;
-        }
-        let key = &process.key;
-        self.publisher.publish(
-            topics::TASK_EXIT_EVENT_TOPIC,
-            &TaskExit {
-                container_id: key.container.to_string(),
-                id: key
-                    .exec
-                    .as_ref()
-                    .map_or_else(|| key.container.to_string(), ToString::to_string),
-                pid: process.pid(),
-                exit_status: end.status,
-                exited_at: timestamp(end.at_ns),
-                ..TaskExit::default()
-            },
-        );
-    }
-
-    /// Tells every container the guest killed something of for want of memory.
-    pub(super) async fn follow_memory(self: Arc<Self>) {
-        let mut snapshots = self.handle.snapshots();
-        let mut told: BTreeMap<ContainerId, u64> = BTreeMap::new();
-        loop {
-            let counts: Vec<(ContainerId, u64)> = snapshots
-                .borrow_and_update()
-                .containers
-                .iter()
-                .map(|(id, container)| (id.clone(), container.out_of_memory))
-                .collect();
-            for (id, count) in counts {
-                if count > told.get(&id).copied().unwrap_or(0) {
-                    let event = TaskOOM {
-                        container_id: id.to_string(),
-                        ..TaskOOM::default()
-                    };
-                    self.publisher.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
-                    told.insert(id, count);
-                }
-            }
-            if snapshots.changed().await.is_err() {
-                return;
-            }
         }
     }
 
