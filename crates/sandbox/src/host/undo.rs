@@ -89,10 +89,17 @@ pub fn end_marked(marker: &str, role: Option<&str>) -> io::Result<()> {
     first
 }
 
+/// The sandbox's own go with what is in them; those above them, which others may have moved into meanwhile, if nothing is.
 fn remove_cgroups(paths: &[std::path::PathBuf]) -> io::Result<()> {
     let mut first = Ok(());
     for path in paths {
-        if let Err(error) = cgroup::remove(path, END_DEADLINE)
+        let above = paths.iter().any(|other| other != path && other.starts_with(path));
+        let removed = if above {
+            cgroup::remove_if_empty(path).map(drop)
+        } else {
+            cgroup::remove(path, END_DEADLINE)
+        };
+        if let Err(error) = removed
             && first.is_ok()
         {
             first = Err(io::Error::other(error));
@@ -198,6 +205,25 @@ mod tests {
             container: None,
         })
         .unwrap();
+    }
+
+    /// The sandbox was the first below a parent, in which there is another's by now: made, and not yet in use.
+    #[test]
+    fn the_cgroup_of_another_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path().join("pods");
+        let [own, other] = ["own", "other"].map(|name| parent.join(name));
+        for made in [&own, &other] {
+            std::fs::create_dir_all(made.join("below")).unwrap();
+        }
+        let resource = Resource::Cgroup {
+            paths: vec![own.clone(), parent.clone()],
+        };
+        undo(&resource).unwrap();
+        assert!(!own.exists() && other.join("below").exists());
+        std::fs::remove_dir_all(&other).unwrap();
+        undo(&resource).unwrap();
+        assert!(!parent.exists());
     }
 
     #[test]
