@@ -251,8 +251,8 @@ fn for_the_guest(spec: &mut oci::Spec, container: &ContainerPlan) {
     }
 }
 
-/// Host CPU and memory node numbers mean nothing in the guest (C-20); namespaces joined by path do not
-/// exist there.
+/// Host CPU and memory node numbers mean nothing in the guest (C-20); namespaces joined by path do not exist there,
+/// but an IPC namespace that is the pod's: the agent takes it for the one its containers share.
 fn clear_host_only(linux: &mut oci::Linux) {
     if let Some(resources) = linux.resources_mut()
         && let Some(cpu) = resources.cpu_mut()
@@ -265,7 +265,9 @@ fn clear_host_only(linux: &mut oci::Linux) {
         .into_iter()
         .filter(|ns| ns.typ() != oci::LinuxNamespaceType::Network)
         .map(|mut ns| {
-            ns.set_path(None);
+            if ns.typ() != oci::LinuxNamespaceType::Ipc {
+                ns.set_path(None);
+            }
             ns
         })
         .collect::<Vec<_>>();

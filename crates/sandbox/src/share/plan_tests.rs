@@ -261,6 +261,22 @@ fn c07_the_vanilla_spec_stays() {
     assert!(plan.spec.linux().as_ref().unwrap().cgroups_path().is_none());
 }
 
+/// Namespaces joined by path are the host's; only of an IPC namespace the guest is told that it is the pod's.
+#[test]
+fn an_ipc_namespace_by_path_is_the_pods() {
+    let mut container = container(Vec::new());
+    let linux = serde_json::json!({"namespaces": [
+        {"type": "ipc", "path": "/proc/77/ns/ipc"}, {"type": "uts", "path": "/proc/77/ns/uts"}, {"type": "cgroup"}
+    ]});
+    container
+        .spec
+        .set_linux(Some(serde_json::from_value(linux).unwrap()));
+    let plan = plan(&container, &sandbox(), || "1".into(), kind_by_name).unwrap();
+    let sent = plan.spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+    let paths: Vec<_> = sent.iter().map(|ns| ns.path().clone()).collect();
+    assert_eq!(paths, [Some("/proc/77/ns/ipc".into()), None, None]);
+}
+
 /// K-06: of the hooks only those that run in the container reach the guest.
 #[test]
 fn k06_start_container_hooks_reach_the_guest() {
