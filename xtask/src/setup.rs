@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "containernetworking-plugins",
         "pods in the tests of containerd's shim",
     ),
+    ("iptables", "ports those pods publish"),
 ];
 
 const APT_DEADLINE: Duration = Duration::from_secs(1800);

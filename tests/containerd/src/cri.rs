@@ -6,8 +6,9 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatsRequest, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use k8s_cri::v1::{ContainerStats, ContainerStatus, ExecSyncResponse};
 use std::path::PathBuf;
@@ -82,6 +83,14 @@ impl<'a> Cri<'a> {
     /// # Errors
     /// What containerd reports.
     pub fn run_pod(&self, name: &str) -> Result<Pod, Status> {
+        self.run_pod_with(name, &[])
+    }
+
+    /// Runs a pod of which TCP ports are published: the host's and the pod's.
+    ///
+    /// # Errors
+    /// What containerd reports.
+    pub fn run_pod_with(&self, name: &str, ports: &[(i32, i32)]) -> Result<Pod, Status> {
         let logs = self.daemon.place.dir().join("logs").join(name);
         std::fs::create_dir_all(&logs).unwrap();
         let config = PodSandboxConfig {
@@ -93,6 +102,15 @@ impl<'a> Cri<'a> {
             }),
             hostname: name.to_owned(),
             log_directory: logs.display().to_string(),
+            port_mappings: ports
+                .iter()
+                .map(|&(host_port, container_port)| PortMapping {
+                    protocol: Protocol::Tcp.into(),
+                    container_port,
+                    host_port,
+                    ..PortMapping::default()
+                })
+                .collect(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}", self.daemon.place.token()),
                 ..LinuxPodSandboxConfig::default()
@@ -207,6 +225,20 @@ impl<'a> Cri<'a> {
         };
         let response = self.call(async |mut client| client.pod_sandbox_status(request).await)?;
         Ok(response.status.is_some_and(|status| status.state == 0))
+    }
+
+    /// The address a pod was given.
+    ///
+    /// # Errors
+    /// What containerd reports.
+    pub fn address(&self, pod: &Pod) -> Result<String, Status> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: pod.id.clone(),
+            verbose: false,
+        };
+        let response = self.call(async |mut client| client.pod_sandbox_status(request).await)?;
+        let network = response.status.and_then(|status| status.network);
+        Ok(network.unwrap_or_default().ip)
     }
 
     /// Stops a container: SIGTERM, `patience_s` later SIGKILL.

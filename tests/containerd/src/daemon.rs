@@ -3,6 +3,7 @@
 use crate::cri::Cri;
 use crate::image::{self, BUSYBOX, PAUSE};
 use crate::place::{Engine, Place};
+use crate::world::{PLUGINS, World};
 use bulkhead_e2e::{Call, Lab, QUICK, Running, until};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -18,6 +19,8 @@ pub struct Daemon {
     running: RefCell<Option<Running>>,
     engine: Engine,
     ids: Cell<usize>,
+    /// The network it lives in.
+    pub world: World,
     /// Where it lives.
     pub place: Place,
 }
@@ -26,11 +29,13 @@ impl Daemon {
     /// Starts one whose default runtime is `engine`, with the busybox image in the test's namespace.
     #[must_use]
     pub fn start(engine: Engine) -> Self {
+        let place = Place::new();
         let daemon = Self {
             running: RefCell::new(None),
             engine,
             ids: Cell::new(0),
-            place: Place::new(),
+            world: World::new(&place),
+            place,
         };
         daemon.configure();
         daemon.launch();
@@ -57,7 +62,7 @@ impl Daemon {
 
     fn configure(&self) {
         let dir = self.place.dir().display().to_string();
-        std::fs::create_dir_all(self.place.dir().join("cni")).unwrap();
+        World::configure(&self.place, &self.place.dir().join("cni"));
         let text = format!(
             r#"version = 2
 root = "{dir}/root"
@@ -70,7 +75,7 @@ state = "{dir}/state"
   disable_hugetlb_controller = true
   sandbox_image = "{PAUSE}"
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{PLUGINS}"
     conf_dir = "{dir}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
@@ -81,17 +86,6 @@ state = "{dir}/state"
             runtime = self.engine.runtime()
         );
         std::fs::write(self.place.dir().join("config.toml"), text).unwrap();
-        let third = std::process::id() % 200;
-        let network = serde_json::json!({
-            "cniVersion": "0.4.0", "name": self.place.token(),
-            "plugins": [{
-                "type": "ptp", "ipMasq": false,
-                "ipam": { "type": "host-local", "subnet": format!("10.231.{third}.0/24"),
-                          "dataDir": format!("{dir}/ipam"), "routes": [{ "dst": "0.0.0.0/0" }] },
-            }],
-        });
-        let path = self.place.dir().join("cni/10-test.conflist");
-        std::fs::write(path, network.to_string()).unwrap();
     }
 
     /// Starts the program, or starts it again.
@@ -103,8 +97,8 @@ state = "{dir}/state"
             .open(self.place.dir().join("containerd.log"))
             .unwrap();
         let running = self
-            .place
-            .program("containerd", &["--config", config.to_str().unwrap()])
+            .world
+            .program(&self.place, "containerd", &["--config", config.to_str().unwrap()])
             .env("BULKHEAD_CONFIG", Lab::config().to_str().unwrap())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -173,6 +167,42 @@ state = "{dir}/state"
         self.ctr(&all)
     }
 
+    /// `ctr run --cni`: network plugins set up the namespace of the task's pid between its create and its start.
+    #[must_use]
+    pub fn run_with_cni(&self, id: &str, command: &[&str]) -> Call {
+        // ctr looks for plugins and their configuration in fixed places: it has a view of its own of those.
+        let dir = self.place.dir().display().to_string();
+        let script = format!(
+            "set -e; for d in etc opt; do mkdir -p {dir}/view/$d {dir}/view/$d.work; \
+            mount -t overlay overlay -o lowerdir=/$d,upperdir={dir}/view/$d,workdir={dir}/view/$d.work /$d; done; \
+            mkdir -p /etc/cni/net.d /opt/cni; cp {dir}/cni/* /etc/cni/net.d; ln -sfn {PLUGINS} /opt/cni/bin; exec \"$@\""
+        );
+        let socket = self.socket().display().to_string();
+        let words = [
+            "--mount",
+            "--propagation",
+            "private",
+            "/bin/sh",
+            "-c",
+            &script,
+            "sh",
+            "ctr",
+            "--address",
+            &socket,
+            "-n",
+            self.place.token(),
+            "run",
+            "--rm",
+            "--cni",
+            "--runtime",
+            self.engine.runtime(),
+            BUSYBOX,
+            id,
+        ];
+        let words: Vec<&str> = words.into_iter().chain(command.iter().copied()).collect();
+        self.world.program(&self.place, "unshare", &words)
+    }
+
     /// A detached container that sleeps.
     #[track_caller]
     #[must_use]
@@ -228,15 +258,13 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             return;
         }
-        if self.engine == Engine::Runc {
-            // runc leaves the directory of the namespace.
-            for entry in std::fs::read_dir("/sys/fs/cgroup")
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let _ = std::fs::remove_dir(entry.path().join(self.place.token()));
-            }
+        // The parent of all of a test's stays empty when it was made for one and used by others: it is the client's.
+        for entry in std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = std::fs::remove_dir(entry.path().join(self.place.token()));
         }
         // containerd's own: nothing of a test's.
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

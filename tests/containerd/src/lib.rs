@@ -16,9 +16,11 @@ mod daemon;
 mod image;
 mod place;
 mod shim;
+mod world;
 
 pub use cri::{Cri, Pod};
 pub use daemon::Daemon;
 pub use image::{BUSYBOX, PAUSE};
 pub use place::{Engine, Place};
 pub use shim::{Bundle, Refused, Shim};
+pub use world::{GATEWAY, World};

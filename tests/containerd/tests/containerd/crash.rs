@@ -87,3 +87,25 @@ fn a_restarted_containerd_finds_its_containers() {
     );
     daemon.remove(&id);
 }
+
+/// Fifty containers come and go two at a time; each pair leaves nothing to the next.
+#[test]
+#[ignore = "needs a VM"]
+fn fifty_come_and_go_in_pairs() {
+    let daemon = Daemon::start(Engine::Bulkhead);
+    let namespace = daemon.place.token().to_owned();
+    for _ in 0..25 {
+        let ids = [daemon.id(), daemon.id()];
+        let pair = ids.each_ref().map(|id| {
+            let script = format!("echo {id}");
+            daemon.run(&["--rm"], id, &["sh", "-c", &script]).start()
+        });
+        for (running, id) in pair.into_iter().zip(&ids) {
+            assert_eq!(running.wait().ok().text().trim(), id);
+        }
+        for id in &ids {
+            daemon.place.assert_no_sandbox(&namespace, id);
+        }
+    }
+    assert_eq!(daemon.ctr(&["task", "ls", "-q"]).run().ok().text(), "");
+}

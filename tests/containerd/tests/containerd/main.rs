@@ -33,4 +33,5 @@ mod bad_input;
 mod crash;
 mod pods;
 mod run;
+mod sandbox;
 mod streams;

@@ -1,6 +1,6 @@
 //! Pods over CRI.
 
-use bulkhead_containerd::{Daemon, Engine};
+use bulkhead_containerd::{Cri, Daemon, Engine, GATEWAY};
 use bulkhead_e2e::{VERB, until};
 
 on_both! {
@@ -26,11 +26,75 @@ on_both! {
         cri.remove(&second).unwrap();
         // The pod goes on without it, and takes another.
         let third = cri.run(&pod, "third", &["sleep", "1000"]).unwrap();
+        let ipc = "readlink /proc/self/ns/ipc";
+        assert_eq!(inside(&cri, &first, ipc), inside(&cri, &third, ipc));
+        let _ = inside(&cri, &first, "echo from-first >/dev/shm/word");
+        assert_eq!(inside(&cri, &third, "cat /dev/shm/word"), "from-first\n");
         cri.stop(&third, 0).unwrap();
         assert_eq!(cri.status(&third).unwrap().exit_code, 137);
         cri.stop_pod(&pod).unwrap();
         assert!(!cri.pod_is_ready(&pod).unwrap());
         cri.remove_pod(&pod).unwrap();
+    }
+}
+
+/// Runs a script in a container; its output.
+#[track_caller]
+fn inside(cri: &Cri<'_>, id: &str, script: &str) -> String {
+    let answer = cri.exec(id, &["sh", "-c", script]).unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    assert_eq!(answer.exit_code, 0, "{script}\n{}", text(answer.stderr));
+    text(answer.stdout)
+}
+
+on_both! {
+    /// Bridge, addresses and a published port by CNI plugins: pods have them, talk to the bridge, to each other and,
+    /// through the published port, to themselves.
+    fn what_network_plugins_made(engine) {
+        let daemon = Daemon::start_for_pods(engine);
+        let cri = daemon.cri();
+        let one = cri.run_pod_with("one", &[(8080, 80)]).unwrap();
+        let two = cri.run_pod("two").unwrap();
+        let (address, other) = (cri.address(&one).unwrap(), cri.address(&two).unwrap());
+        assert!(address.starts_with("10.231.0.") && other.starts_with("10.231.0.") && address != other);
+        let served = "echo served >/tmp/page; exec httpd -f -p 80 -h /tmp";
+        let first = cri.run(&one, "first", &["sh", "-c", served]).unwrap();
+        let second = cri.run(&two, "second", &["sleep", "1000"]).unwrap();
+        let shown = inside(&cri, &first, "ip -o -4 addr show eth0; ip route");
+        assert!(shown.contains(&format!("inet {address}/24")), "{shown}");
+        assert!(shown.contains(&format!("default via {GATEWAY} dev eth0")), "{shown}");
+        for (id, there) in [(&first, GATEWAY), (&first, &other), (&second, &address)] {
+            let _ = inside(&cri, id, &format!("ping -c 2 -W 20 {there}"));
+        }
+        let fetch = |from: &str| format!("wget -q -O - http://{from}/page");
+        until("the server listens", VERB, || {
+            cri.exec(&first, &["sh", "-c", &fetch("127.0.0.1")]).unwrap().exit_code == 0
+        });
+        let published = format!("{GATEWAY}:8080");
+        for (id, from) in [(&second, &address), (&second, &published), (&first, &published)] {
+            assert_eq!(inside(&cri, id, &fetch(from)), "served\n", "from {from}");
+        }
+        for from in [&address, &published] {
+            let script = format!("busybox {}", fetch(from));
+            assert_eq!(daemon.world.run(&daemon.place, &script).ok().text(), "served\n", "from {from}");
+        }
+        for pod in [&one, &two] {
+            cri.stop_pod(pod).unwrap();
+            cri.remove_pod(pod).unwrap();
+        }
+        let left = daemon.world.run(&daemon.place, "ip -o link show type veth; iptables -t nat -S | grep 8080; true");
+        assert_eq!(left.ok().text(), "");
+    }
+}
+
+on_both! {
+    /// `ctr run --cni`: a specification that names no namespace has a new one, that of the pid the client is told, and
+    /// what is put there between create and start is the container's.
+    fn a_namespace_known_by_its_pid(engine) {
+        let daemon = Daemon::start(engine);
+        let script = format!("ip -o -4 addr show eth0; ping -c 2 -W 20 {GATEWAY}");
+        let outcome = daemon.run_with_cni(&daemon.id(), &["sh", "-c", &script]).run().ok();
+        assert!(outcome.text().contains("inet 10.231.0.2/24"), "{}", outcome.text());
     }
 }
 
