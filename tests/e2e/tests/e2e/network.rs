@@ -1,8 +1,12 @@
 //! The pod network, on real namespaces, bridges and CNI plugins.
 
+use crate::mounts::with_program;
 use bulkhead_e2e::{Bundle, Lab, Net, VERB, until};
 use serde_json::json;
 use std::path::Path;
+
+/// Speaks UDP; see there.
+const DATAGRAM: &str = env!("CARGO_BIN_EXE_datagram");
 
 /// A bundle that lives in the namespace at `path`, may ping and change its network, and sleeps.
 fn in_netns(lab: &Lab, path: &Path) -> Bundle {
@@ -22,6 +26,16 @@ fn in_netns(lab: &Lab, path: &Path) -> Bundle {
 #[track_caller]
 fn inside(lab: &Lab, id: &str, script: &str) -> String {
     lab.call(&["exec", id, "sh", "-c", script]).run().ok().text()
+}
+
+/// Kills supervisor, VMM, daemon and stubs of a sandbox.
+fn kill_all(lab: &Lab, id: &str) {
+    for role in ["supervisor", "vmm", "fsd", "stub"] {
+        for pid in lab.marked(id, role) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
 }
 
 /// Everything the namespace says of its interface is so in the guest, both ways work, and nothing stays behind.
@@ -97,8 +111,28 @@ fn two_pods_talk_and_follow_their_namespaces() {
     let (one, two) = (net.pod(0), net.pod(1));
     let before = net.inventory(&one);
     let (first, second) = (lab.id(), lab.id());
-    lab.run_detached(&in_netns(&lab, &net.path(&one)), &first);
-    lab.run_detached(&in_netns(&lab, &net.path(&two)), &second);
+    for (pod, id) in [(&one, &first), (&two, &second)] {
+        let bundle = with_program(in_netns(&lab, &net.path(pod)), DATAGRAM, "/datagram");
+        lab.run_detached(&bundle, id);
+    }
+
+    let answering = lab.call(&["exec", &first, "/datagram", "answer", "9000"]).start();
+    until("it listens", VERB, || {
+        answering.stdout_so_far().contains("listening")
+    });
+    // A small one, as large as fits the pods' MTU, and one in pieces, for which the world's MTU is too large.
+    for bytes in ["1", "1352", "5000"] {
+        for to in ["10.77.0.10:9000", "[fd77::10]:9000"] {
+            let ask = format!("ask {to} {bytes}");
+            for from in [&second, &first] {
+                inside(&lab, from, &format!("/datagram {ask}"));
+            }
+            if bytes != "5000" {
+                let _ = net.run("world", &format!("{DATAGRAM} {ask}")).ok();
+            }
+        }
+    }
+    drop(answering);
 
     inside(
         &lab,
@@ -153,13 +187,86 @@ fn gc_leaves_nothing_in_the_callers_namespace() {
     let id = lab.id();
     lab.run_detached(&in_netns(&lab, &net.path(&pod)), &id);
     assert_ne!(net.inventory(&pod), before);
-    for role in ["supervisor", "vmm", "fsd"] {
-        for pid in lab.marked(&id, role) {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
-    }
+    kill_all(&lab, &id);
     let _ = lab.quick(&["gc"]).ok();
+    assert_eq!(net.inventory(&pod), before);
+}
+
+/// The name of a namespace, and its interface, go while the pod runs: exec, stop, delete and `gc` work as before.
+#[test]
+#[ignore = "needs a VM"]
+fn a_namespace_deleted_under_a_running_pod() {
+    let lab = Lab::new();
+    let net = Net::new(&lab);
+    let (one, two) = (net.pod(0), net.pod(1));
+    let (first, second) = (lab.id(), lab.id());
+    lab.run_detached(&in_netns(&lab, &net.path(&one)), &first);
+    lab.run_detached(&in_netns(&lab, &net.path(&two)), &second);
+    net.remove(&one);
+    net.remove(&two);
+    // What uses the namespace keeps it.
+    inside(
+        &lab,
+        &first,
+        "ping -c 1 -W 20 10.77.0.1 && ping -c 1 -W 20 10.77.0.11",
+    );
+    net.ip("world", "link del p0");
+    until("the interface is gone in the guest, too", VERB, || {
+        !inside(&lab, &first, "ls /sys/class/net").contains("eth0")
+    });
+    assert_eq!(inside(&lab, &first, "echo on"), "on\n");
+    let _ = lab.quick(&["kill", &first, "KILL"]).ok();
+    until("it has stopped", VERB, || lab.status(&first) == "stopped");
+    let _ = lab.quick(&["delete", &first]).ok();
+
+    kill_all(&lab, &second);
+    let _ = lab.quick(&["gc"]).ok();
+    until("the kernel has taken the namespace away", VERB, || {
+        !net.ip("world", "-br link").contains("p1@")
+    });
+}
+
+/// A macvtap in place of tap and redirection, on the same veth.
+#[test]
+#[ignore = "needs a VM"]
+fn over_a_macvtap() {
+    let lab = Lab::new();
+    let net = Net::new(&lab);
+    let pod = net.pod(0);
+    let before = net.inventory(&pod);
+    let text = std::fs::read_to_string(Lab::config()).unwrap();
+    let config = lab.dir().join("macvtap.toml");
+    let text = format!("runtime.internetworking_model = \"macvtap\"\n{text}");
+    std::fs::write(&config, text).unwrap();
+    let bundle = in_netns(&lab, &net.path(&pod));
+    let id = lab.id();
+    let _ = lab
+        .call_with(
+            &["--config", config.to_str().unwrap()],
+            &["run", "--detach", "--bundle", bundle.arg(), &id],
+        )
+        .run()
+        .ok();
+    let queues = net
+        .run(&pod, "ip -d link show type macvtap; tc qdisc show dev eth0")
+        .ok()
+        .text();
+    assert!(
+        queues.contains("mode passthru") && !queues.contains("ingress"),
+        "{queues}"
+    );
+    let shown = inside(&lab, &id, "ip -o addr show eth0");
+    assert!(
+        shown.contains("10.77.0.10/24") && shown.contains("fd77::10/64"),
+        "{shown}"
+    );
+    inside(
+        &lab,
+        &id,
+        "ping -c 2 -W 20 10.77.0.1 && ping -6 -c 2 -W 20 fd77::1",
+    );
+    let _ = net.run("world", "ping -c 2 -W 20 10.77.0.10").ok();
+    lab.delete(&id);
     assert_eq!(net.inventory(&pod), before);
 }
 
