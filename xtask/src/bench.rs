@@ -8,6 +8,7 @@ mod chart;
 mod containerd;
 mod density;
 mod figures;
+mod floor;
 mod start;
 mod subject;
 
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 /// What to measure.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub(crate) enum Bench {
-    /// Cold `run` of `true` against the bare kernel in QEMU, runc and crun
+    /// `run` of `true`, cold and from a template, against their floors, runc and crun
     Start {
         /// Rounds; the medians of this many are printed
         #[arg(long, default_value_t = 10)]

@@ -110,6 +110,13 @@ pub(crate) fn prepare() -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Whether a process of any container lives; also when that cannot be told.
+#[must_use]
+pub(crate) fn populated() -> bool {
+    let events = Path::new(MOUNT).join(PARENT).join("cgroup.events");
+    fs::read_to_string(events).map_or(true, |text| !text.lines().any(|line| line == "populated 0"))
+}
+
 impl Cgroup {
     /// Makes the group of container `id`.
     ///

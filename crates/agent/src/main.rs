@@ -14,6 +14,7 @@ mod container;
 mod devices;
 mod engine;
 mod events;
+mod flush;
 mod guest;
 mod hotplug;
 mod launch;

@@ -6,7 +6,7 @@
 use crate::calls::Calls;
 use crate::guest::Guest;
 use crate::launch::Refusal;
-use crate::{hotplug, listing, stats, stdio, steps};
+use crate::{flush, hotplug, listing, stats, stdio, steps};
 use async_trait::async_trait;
 use bulkhead_model::{ExitStatus, FailureKind};
 use bulkhead_protocol::api::agent::{
@@ -374,7 +374,7 @@ impl Agent for Service {
 
     async fn sync(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.read(|_| {
-            nix::unistd::sync();
+            flush::flush();
             Ok(())
         })
         .await?;

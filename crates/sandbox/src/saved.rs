@@ -1,4 +1,7 @@
-//! Saved state: own versioned types, add-only, written to a temporary file, synced, renamed.
+//! Saved state: own versioned types, add-only, written to a temporary file, renamed.
+//!
+//! Who needs it is a process that takes over a VM: it finds what any process wrote, synced or not. A host that crashed has
+//! no VM left; what it has left is in the journal, which is synced.
 //!
 //! Owns: the file format. Never: live objects. Written by the engine after every change, read by a fresh
 //! supervisor and by offline readers. Every field added after version 1 has a serde default.
@@ -15,7 +18,7 @@ use bulkhead_model::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -173,7 +176,7 @@ impl SavedSandbox {
         }
     }
 
-    /// Writes atomically.
+    /// Writes atomically: whenever this process ends, the file is the previous or the new one.
     ///
     /// # Errors
     /// I/O; the previous file is untouched then.
@@ -186,10 +189,7 @@ impl SavedSandbox {
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_data()?;
-        std::fs::rename(&temporary, path)?;
-        // The rename is durable when the directory is.
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_data())
+        std::fs::rename(&temporary, path)
     }
 
     /// Reads what was written.

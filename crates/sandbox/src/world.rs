@@ -129,6 +129,8 @@ pub struct World {
     pub timeline: Recorder,
     pub(crate) state: State,
     pub(crate) phase: Phase,
+    /// Nobody takes over what is being taken down: from here on the journal tells what is left.
+    pub(crate) ending: bool,
     supervisor: HostProcess,
     events: mpsc::UnboundedSender<Event>,
     snapshot: watch::Sender<SandboxSnapshot>,
@@ -184,6 +186,7 @@ impl World {
             timeline,
             state: State::Ready,
             phase: Phase::Planned,
+            ending: false,
             supervisor,
             events,
             snapshot,
@@ -368,11 +371,14 @@ impl World {
         self.save()
     }
 
-    /// Makes the state durable.
+    /// Makes the state durable, unless the sandbox is being taken down.
     ///
     /// # Errors
     /// Host errors naming the file.
     pub fn save(&self) -> Result<(), SandboxError> {
+        if self.ending {
+            return Ok(());
+        }
         let _saving = self.timeline.again(Lane::Supervisor, "save the state");
         let path = self.paths.state();
         SavedSandbox::of(self)

@@ -80,6 +80,7 @@ impl World {
                 tracing::error!(%error, "ending the VM");
             }
         }
+        self.ending = true;
         self.vm_ended();
         self.all_exited();
         self.phase = Phase::Gone;
