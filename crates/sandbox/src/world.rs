@@ -198,8 +198,14 @@ impl World {
     /// Undoes what was acquired beyond `base`, newest first, every entry; what sticks stays in the journal and is
     /// returned as text.
     pub(crate) async fn undo_since(&mut self, base: &[Entry]) -> Vec<String> {
-        let mut failures = Vec::new();
-        let mut released = Vec::new();
+        let (undone, failures) = self.undo_each(base).await;
+        self.note_undone(&undone);
+        failures
+    }
+
+    /// [`Self::undo_since`] without a word in the journal: what was undone and what sticks.
+    pub(crate) async fn undo_each(&mut self, base: &[Entry]) -> (Vec<Entry>, Vec<String>) {
+        let (mut undone, mut failures) = (Vec::new(), Vec::new());
         for (entry, resource) in self.journal.held() {
             if base.contains(&entry) {
                 continue;
@@ -207,18 +213,21 @@ impl World {
             let text = format!("{resource:?}");
             let _undoing = self.timeline.again(Lane::Supervisor, resource.undoing());
             match self.undo(resource).await {
-                Ok(()) => released.push(entry),
+                Ok(()) => undone.push(entry),
                 Err(error) => {
                     tracing::error!(%error, resource = text, "undoing");
                     failures.push(format!("{text}: {error}"));
                 }
             }
         }
-        // One write for all: what is undone twice is success.
-        if let Err(error) = self.journal.release_all(&released) {
+        (undone, failures)
+    }
+
+    /// Writes down what is undone, in one write: what is undone twice is success.
+    pub(crate) fn note_undone(&mut self, undone: &[Entry]) {
+        if let Err(error) = self.journal.release_all(undone) {
             tracing::warn!(%error, "writing the journal");
         }
-        failures
     }
 
     /// Undoes one thing beside this thread: it may take seconds, and readers are to be answered meanwhile.

@@ -141,7 +141,6 @@ async fn every_step_of_a_start_and_a_stop_is_recorded_in_order() {
         [
             (Lane::Guest, "flush its file systems"),
             (Lane::Vmm, "end QEMU"),
-            (Lane::Supervisor, "save the state"),
             (Lane::Stub, "end the stubs"),
             (Lane::Supervisor, "detach the share"),
             (Lane::Supervisor, "undo: mount"),

@@ -93,8 +93,9 @@ impl World {
             tracing::warn!(%error, "detaching the share: its mounts are undone one by one");
         }
         drop(detaching);
-        let mut failures = self.undo_since(&[]).await;
+        let (undone, mut failures) = self.undo_each(&[]).await;
         if failures.is_empty() {
+            // The journal goes with its directory.
             let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
             for id in &ids {
                 self.forget_mapping(id);
@@ -107,6 +108,8 @@ impl World {
             if let Err(error) = self.undo(state).await {
                 failures.push(format!("{}: {error}", self.paths.dir.display()));
             }
+        } else {
+            self.note_undone(&undone);
         }
         self.containers.clear();
         self.network = None;
