@@ -60,7 +60,11 @@ mod tests {
     #[test]
     fn disks_and_loops_in_use_are_flushed_memory_is_not() {
         assert!(!disks(&[]));
-        assert!(!disks(&[("ram0", "8192\n"), ("zram0", "8192\n"), ("loop0", "0\n")]));
+        assert!(!disks(&[
+            ("ram0", "8192\n"),
+            ("zram0", "8192\n"),
+            ("loop0", "0\n")
+        ]));
         assert!(disks(&[("ram0", "8192\n"), ("vda", "2048\n")]));
         assert!(disks(&[("loop3", "2048\n")]));
         assert!(!has_disk(Path::new("/nonexistent/block")));

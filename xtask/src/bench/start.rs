@@ -54,7 +54,11 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
         let timeline = subject.call(&["timeline", "--format", "json", &id]).output()?;
         match serde_json::from_str(&timeline).ok().as_ref().and_then(floor::of) {
             Some(took) => least.add(took),
-            None => return Err(TaskError::Metadata(format!("the timeline of {id} lacks a step of the floor"))),
+            None => {
+                return Err(TaskError::Metadata(format!(
+                    "the timeline of {id} lacks a step of the floor"
+                )));
+            }
         }
         bare_boot.add(bare.boot()?);
         for (program, series) in [("runc", &mut runc), ("crun", &mut crun)] {
