@@ -101,10 +101,11 @@ async fn every_step_of_a_start_and_a_stop_is_recorded_in_order() {
     assert_eq!(
         names(boot),
         [
+            (Lane::Supervisor, "look for a template"),
             (Lane::Supervisor, "make the cgroups"),
             (Lane::Supervisor, "prepare the host"),
-            (Lane::Fsd, "start the daemon"),
             (Lane::Vmm, "start QEMU, until it answers"),
+            (Lane::Fsd, "start the daemon"),
             (Lane::Vmm, "plug the share"),
             (Lane::Vmm, "let the processors go"),
             (Lane::Supervisor, "start the VM"),
