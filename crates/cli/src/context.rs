@@ -125,7 +125,10 @@ impl Context {
 impl Context {
     /// A supervisor that answers, and what it answered. One that was killed with our connection in its queue is
     /// not the last word: its successor is.
-    fn reach(&self, sandbox: &SandboxId) -> Result<(Client, SandboxSnapshot), Failure> {
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such sandbox, `Unavailable` when nobody answers for [`REACH_DEADLINE`].
+    pub(crate) fn reach(&self, sandbox: &SandboxId) -> Result<(Client, SandboxSnapshot), Failure> {
         let end = Instant::now() + REACH_DEADLINE;
         loop {
             let mut client = launch::connect(&self.layout, sandbox)?;

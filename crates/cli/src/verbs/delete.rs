@@ -1,11 +1,11 @@
 //! `delete`: removes a container and everything it holds (C-15), then runs the poststop hooks (K-06).
 
 use super::Outcome;
-use crate::context::{BOOT, Context, snapshot, unfinished};
+use crate::context::{BOOT, Context, unfinished};
 use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, ProcessKey, SandboxId, State};
 use bulkhead_sandbox::Command;
 use bulkhead_shim::hooks::HookKind;
-use bulkhead_shim::{launch, offline};
+use bulkhead_shim::offline;
 use clap::Args;
 
 /// Options of `delete`.
@@ -39,13 +39,13 @@ impl Delete {
 /// As the verb.
 pub(crate) fn remove(context: &Context, id: &ContainerId, force: bool) -> Result<(), Failure> {
     let sandbox = context.sandbox_of(id)?;
-    let mut client = match launch::connect(&context.layout, &sandbox) {
+    let (mut client, present) = match context.reach(&sandbox) {
         Err(failure) if force && failure.kind != FailureKind::NotFound => {
             return without_supervisor(context, sandbox, failure);
         }
         other => other?,
     };
-    let container = snapshot(&mut client)?.containers.get(id).cloned();
+    let container = present.containers.get(id).cloned();
     match &container {
         Some(container) if !force => deletable(container)?,
         // A create is under way: only force calls it off.
