@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("pkg-config", "finding the libraries below"),
     ("libseccomp-dev", "agent and shared-filesystem daemon"),
     ("libcap-ng-dev", "shared-filesystem daemon"),
+    ("protobuf-compiler", "the CRI client of the tests"),
     ("qemu-system-x86", "virtual machines"),
     ("busybox-static", "root file system of demo and tests"),
     ("iproute2", "network tests"),
