@@ -38,6 +38,16 @@ fn silent() -> Refusal {
     }
 }
 
+fn late(limit: Duration) -> Refusal {
+    Refusal {
+        kind: FailureKind::DeadlineExceeded,
+        message: format!(
+            "the process was not set up within {} s: expected fewer mounts, or hooks that end",
+            limit.as_secs()
+        ),
+    }
+}
+
 impl Launcher {
     /// Forks the server. To be called while the process has one thread.
     ///
@@ -81,7 +91,7 @@ impl Launcher {
         waiting.limit(DEADLINE)?;
         let mut born: Option<Launched> = None;
         loop {
-            match waiting.hear()? {
+            match waiting.hear(DEADLINE)? {
                 Some((Message::Born(pid), terminal)) => born = Some(Launched { pid, terminal }),
                 Some((Message::Ready, _)) if matches!(order, Order::Create(_)) => break,
                 Some((Message::Ready, _)) => {}
@@ -107,7 +117,7 @@ impl Waiting {
         socket.write_all(b"g").map_err(|error| gone(&error))?;
         let Some(limit) = hooks else { return Ok(()) };
         self.limit(limit + DEADLINE)?;
-        match self.hear()? {
+        match self.hear(limit + DEADLINE)? {
             Some((Message::Refused(refusal), _)) => Err(refusal),
             // It became its program.
             _ => Ok(()),
@@ -120,13 +130,35 @@ impl Waiting {
             .map_err(|errno| trouble(&errno))
     }
 
-    fn hear(&self) -> Result<Option<(Message, Option<OwnedFd>)>, Refusal> {
-        match packets::receive(&self.0).map_err(|error| trouble(&error))? {
+    fn hear(&self, limit: Duration) -> Result<Option<(Message, Option<OwnedFd>)>, Refusal> {
+        let received = packets::receive(&self.0).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return late(limit);
+            }
+            trouble(&error)
+        });
+        match received? {
             Some((body, descriptor)) => {
                 let message = serde_json::from_slice(&body).map_err(|error| trouble(&error))?;
                 Ok(Some((message, descriptor)))
             }
             None => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_takes_too_long_is_told_apart() {
+        let (ours, _theirs) = packets::pair().unwrap();
+        let waiting = Waiting(ours);
+        let limit = Duration::from_secs(1);
+        waiting.limit(limit).unwrap();
+        let refusal = waiting.hear(limit).unwrap_err();
+        assert_eq!(refusal.kind, FailureKind::DeadlineExceeded);
+        assert!(refusal.message.contains("within 1 s"), "{}", refusal.message);
     }
 }
