@@ -348,13 +348,13 @@ options! {
         }
         /// Record trace spans in the guest.
         enable_tracing: bool = false, { annotation: true, applies: "traces", when: "to see where time is spent" }
-        /// When guest spans are recorded.
+        /// When guest spans are recorded: read and checked for the sake of existing configurations, and without effect.
         trace_mode: String = "static".to_owned(), {
-            annotation: true, rule: Rule::OneOf(&["static", "dynamic"]), applies: "traces", when: "with enable_tracing",
+            annotation: true, rule: Rule::OneOf(&["static", "dynamic"]), applies: "nothing", when: "never",
         }
-        /// How guest spans belong together.
+        /// How guest spans belong together: read and checked for the sake of existing configurations, and without effect.
         trace_type: String = "isolated".to_owned(), {
-            annotation: true, rule: Rule::OneOf(&["isolated", "collated"]), applies: "traces", when: "with enable_tracing",
+            annotation: true, rule: Rule::OneOf(&["isolated", "collated"]), applies: "nothing", when: "never",
         }
         /// Capacity in bytes of the pipes between containers and agent; 0 means the kernel's default.
         container_pipe_size: u32 = 0, {
