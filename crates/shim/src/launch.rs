@@ -64,31 +64,51 @@ pub fn shim(layout: &Layout, plan: &SandboxPlan, shim: &Settings) -> Result<Clie
     start(layout, plan, Some(shim))
 }
 
+/// Starts a supervisor whose sandbox `id` is ordered over containerd's Sandbox service later. On failure nothing is left.
+///
+/// # Errors
+/// As [`supervisor`].
+pub fn awaiting(layout: &Layout, id: &SandboxId, shim: &Settings) -> Result<(), Failure> {
+    make(layout, id, None, Some(shim))
+}
+
 fn start(layout: &Layout, plan: &SandboxPlan, shim: Option<&Settings>) -> Result<Client, Failure> {
     bulkhead_sandbox::host::check_network(plan)?;
     let paths = layout.sandbox(&plan.id);
+    make(layout, &plan.id, Some(plan), shim)?;
+    Client::connect(&paths.control_socket())
+        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+}
+
+/// Makes the state directory of a sandbox and starts its supervisor.
+fn make(
+    layout: &Layout,
+    id: &SandboxId,
+    plan: Option<&SandboxPlan>,
+    shim: Option<&Settings>,
+) -> Result<(), Failure> {
+    let paths = layout.sandbox(id);
     make_dir(&layout.sandboxes(), true)?;
     match std::fs::DirBuilder::new().mode(0o700).create(&paths.dir) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Failure::new(
                 FailureKind::AlreadyExists,
-                format!("container with id {} already in use", plan.id),
+                format!("container with id {id} already in use"),
             ));
         }
         Err(e) => return Err(io_failure("creating", &paths.dir, &e)),
     }
-    let started = write_json(&paths.plan(), plan)
+    let started = plan
+        .map_or(Ok(()), |plan| write_json(&paths.plan(), plan))
         .and_then(|()| shim.map_or(Ok(()), |shim| write_json(&paths.shim(), shim)))
         .and_then(|()| lock(&paths).map_err(|e| io_failure("locking", &paths.lock(), &e)))
-        .and_then(|held| spawn(layout, &plan.id, &held, false));
+        .and_then(|held| spawn(layout, id, &held, false));
     if started.is_err() {
         // A supervisor that failed has undone what it acquired; the directory is ours to remove.
         let _ = std::fs::remove_dir_all(&paths.dir);
     }
-    started?;
-    Client::connect(&paths.control_socket())
-        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+    started
 }
 
 /// Connects to the supervisor of a known sandbox; a dead one is replaced by a fresh one that recovers
@@ -138,7 +158,7 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
     let json = serde_json::to_vec(value)
         .map_err(|e| Failure::new(FailureKind::Internal, format!("encoding {}: {e}", path.display())))?;
     std::fs::write(path, json).map_err(|e| io_failure("writing", path, &e))

@@ -9,7 +9,7 @@
 //! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
 
 use crate::containerd::{Server, Settings};
-use crate::launch::{LOCK_FD, Ready};
+use crate::launch::{LOCK_FD, Ready, write_json};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
 use bulkhead_model::timeline::Lane;
@@ -113,13 +113,18 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // The lock was taken by the launcher; it lives as long as this descriptor.
     let _lock =
         bulkhead_host::inherited::take_inherited(LOCK_FD).map_err(|e| fail("inheriting its lock", e))?;
-    let plan = read_plan(&paths).map_err(|e| fail("reading its plan", e))?;
-    bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     let shim = Settings::read(&paths).map_err(|e| fail("reading its settings", e))?;
+    let plan = match &shim {
+        // It comes over the socket.
+        Some(shim) if shim.ordered => None,
+        _ => Some(read_plan(&paths).map_err(|e| fail("reading its plan", e))?),
+    };
+    bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     let bundle = shim.as_ref().map(|shim| shim.bundle.as_path());
-    let debug = plan.vm.debug || plan.debug || plan.agent.debug;
-    logfile::start(&paths.log(), bundle, debug, plan.trace || plan.agent.tracing)
-        .map_err(|e| fail("opening its log", e))?;
+    let wants = |of: fn(&SandboxPlan) -> bool| plan.as_ref().is_some_and(of);
+    let debug = wants(|plan| plan.vm.debug || plan.debug || plan.agent.debug);
+    let trace = wants(|plan| plan.trace || plan.agent.tracing);
+    logfile::start(&paths.log(), bundle, debug, trace).map_err(|e| fail("opening its log", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -146,7 +151,7 @@ fn this_process() -> io::Result<HostProcess> {
 
 async fn supervise(
     arguments: &Arguments,
-    plan: SandboxPlan,
+    plan: Option<SandboxPlan>,
     paths: SandboxPaths,
     shim: Option<Settings>,
 ) -> Result<Vec<String>, Failure> {
@@ -170,6 +175,29 @@ async fn supervise(
     platform
         .make_dir(&paths.sockets)
         .map_err(|e| fail("making its socket directory", e))?;
+    let mut services = match shim {
+        Some(shim) => Some(
+            Server::listen(&arguments.sandbox, &paths, shim)
+                .await
+                .map_err(|e| fail("listening for containerd", e))?,
+        ),
+        None => None,
+    };
+    let plan = match (plan, &mut services) {
+        (Some(plan), _) => plan,
+        (None, Some(waiting)) => {
+            say(&Ready::Listening);
+            match waiting.ordered().await {
+                Some(plan) => {
+                    write_json(&paths.plan(), &plan)?;
+                    plan
+                }
+                None => return Ok(withdraw(services, &paths).await),
+            }
+        }
+        // `run` leaves a plan out only where there are services.
+        (None, None) => return Err(fail("reading its plan", io::Error::other("there is none"))),
+    };
     let socket = paths.control_socket();
     if arguments.recover {
         // We hold the lock: whoever bound it is gone.
@@ -205,14 +233,9 @@ async fn supervise(
     };
     let (engine, handle) = Engine::new(world, published, events);
     let stubs = known_stubs(&handle, &stub_paths).await;
-    let services = match shim {
-        Some(shim) => Some(
-            Server::start(handle.clone(), stub_paths, shim_plan, shim)
-                .await
-                .map_err(|e| fail("listening for containerd", e))?,
-        ),
-        None => None,
-    };
+    if let Some(services) = &services {
+        services.open(handle.clone(), stub_paths, shim_plan);
+    }
     let gone = CancellationToken::new();
     let serving = tokio::spawn(server::serve(listener, stubs, handle, gone.clone()));
     say(&Ready::Listening);
@@ -225,6 +248,17 @@ async fn supervise(
         services.finish().await;
     }
     Ok(failures)
+}
+
+/// A sandbox that was never ordered goes as it came.
+async fn withdraw(services: Option<Server>, paths: &SandboxPaths) -> Vec<String> {
+    tracing::info!("no sandbox was ordered");
+    if let Some(services) = services {
+        services.close().await;
+    }
+    let dirs = [&paths.sockets, &paths.dir];
+    let removed = dirs.map(|dir| std::fs::remove_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display())));
+    removed.into_iter().filter_map(Result::err).collect()
 }
 
 /// Connects to the stubs that outlived the last supervisor; one that did not is reported as gone.

@@ -23,7 +23,8 @@ pub struct World {
 
 impl World {
     /// Makes it.
-    pub(crate) fn new(place: &Place) -> Self {
+    #[must_use]
+    pub fn new(place: &Place) -> Self {
         let world = Self {
             name: place.token().to_owned(),
         };
@@ -55,7 +56,9 @@ impl World {
             .run()
     }
 
-    fn path(&self) -> PathBuf {
+    /// The file that holds it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
 

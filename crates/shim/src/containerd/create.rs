@@ -106,6 +106,11 @@ impl Tasks {
             tracing::warn!(container = %id, "{warning}");
         }
         let (sandbox, plan) = match plans.kind {
+            // In a sandbox that its client made by the Sandbox service, no annotation says where a container belongs.
+            PlanKind::Sandbox { mut container, .. } if self.kept() => {
+                container.creates_sandbox = false;
+                (self.plan.id.clone(), container)
+            }
             PlanKind::Sandbox { container, .. } => (SandboxId::from(id), container),
             PlanKind::Container { sandbox, container } => (sandbox, container),
         };

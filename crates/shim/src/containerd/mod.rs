@@ -11,13 +11,16 @@
 //! Called by `cli` (the binary's name decides) and by the supervisor.
 
 mod create;
+mod desk;
 mod endings;
 mod exec;
 mod invocation;
 mod logger;
 mod metrics;
 mod options;
+mod ordered;
 mod pause;
+mod pod_config;
 mod publisher;
 mod remove;
 mod sandbox_service;

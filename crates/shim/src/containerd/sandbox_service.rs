@@ -2,9 +2,12 @@
 //!
 //! Owns: the messages. Never: what they cause. Called by the ttrpc server.
 
+use super::desk::Desk;
 use super::metrics;
+use super::ordered;
+use super::settings::Settings;
 use super::status;
-use super::tasks::{Tasks, now_ns, timestamp};
+use super::tasks::{Tasks, blocking, now_ns, timestamp};
 use async_trait::async_trait;
 use bulkhead_model::{Failure, FailureKind, State};
 use containerd_shim_protos::sandbox_api::{
@@ -21,33 +24,54 @@ use std::sync::Arc;
 /// The service of one sandbox.
 #[derive(Clone)]
 pub(super) struct SandboxService {
-    pub(super) tasks: Arc<Tasks>,
+    desk: Arc<Desk>,
+    settings: Arc<Settings>,
     created_ns: u64,
 }
 
 impl SandboxService {
-    pub(super) fn new(tasks: Arc<Tasks>) -> Self {
+    pub(super) fn new(desk: Arc<Desk>, settings: Settings) -> Self {
         Self {
-            tasks,
+            desk,
+            settings: Arc::new(settings),
             created_ns: now_ns(),
         }
     }
 
+    /// Of this sandbox, by whatever state it is in.
     fn check(&self, id: &str) -> ttrpc::Result<()> {
-        if id == self.tasks.plan.id.as_str() {
+        if id == self.desk.id.as_str() {
             return Ok(());
         }
         Err(status::error(&Failure::new(
             FailureKind::NotFound,
-            format!("sandbox {id} does not exist: this is {}", self.tasks.plan.id),
+            format!("sandbox {id} does not exist: this is {}", self.desk.id),
         )))
     }
 
+    /// The containers of a sandbox that was created.
+    fn of(&self, id: &str) -> ttrpc::Result<&Arc<Tasks>> {
+        self.check(id)?;
+        self.desk.tasks().map_err(|failure| status::error(&failure))
+    }
+
     async fn stop(&self) -> ttrpc::Result<()> {
-        self.tasks
-            .shut_down()
-            .await
-            .map_err(|failure| status::error(&failure))
+        match self.desk.tasks() {
+            Ok(tasks) => tasks.shut_down().await.map_err(|failure| status::error(&failure)),
+            // What was never created is stopped.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// A sandbox that is there was made when this shim started, from its bundle; any other is made now.
+    async fn create(&self, request: CreateSandboxRequest) -> Result<(), Failure> {
+        if self.desk.tasks().is_err() {
+            let (id, settings) = (self.desk.id.clone(), Arc::clone(&self.settings));
+            let plan = blocking(move || ordered::plan(&id, &request, &settings)).await?;
+            self.desk.order(plan).await?;
+        }
+        // It may stay without containers from now on.
+        self.desk.tasks().map(|tasks| tasks.keep())
     }
 }
 
@@ -66,8 +90,10 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
-        // It was made when this shim started: its plan came from the bundle.
         self.check(&request.sandbox_id)?;
+        self.create(request)
+            .await
+            .map_err(|failure| status::error(&failure))?;
         Ok(CreateSandboxResponse::default())
     }
 
@@ -76,8 +102,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
-        self.check(&request.sandbox_id)?;
-        self.tasks
+        self.of(&request.sandbox_id)?
             .booted()
             .await
             .map_err(|failure| status::error(&failure))?;
@@ -112,8 +137,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: WaitSandboxRequest,
     ) -> ttrpc::Result<WaitSandboxResponse> {
-        self.check(&request.sandbox_id)?;
-        let mut snapshots = self.tasks.handle.snapshots();
+        let mut snapshots = self.of(&request.sandbox_id)?.handle.snapshots();
         // An error is the end of the sandbox too.
         let _ = snapshots
             .wait_for(|snapshot| snapshot.state == State::Stopped)
@@ -130,8 +154,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: SandboxStatusRequest,
     ) -> ttrpc::Result<SandboxStatusResponse> {
-        self.check(&request.sandbox_id)?;
-        let snapshot = self.tasks.handle.snapshot();
+        let snapshot = self.of(&request.sandbox_id)?.handle.snapshot();
         let mut response = SandboxStatusResponse {
             sandbox_id: request.sandbox_id,
             pid: std::process::id(),
@@ -161,7 +184,7 @@ impl Sandbox for SandboxService {
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
         self.check(&request.sandbox_id)?;
         let stopped = self.stop().await;
-        self.tasks.over.cancel();
+        self.desk.over.cancel();
         stopped?;
         Ok(ShutdownSandboxResponse::default())
     }
@@ -171,8 +194,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
-        self.check(&request.sandbox_id)?;
-        let stats = self.tasks.overhead().await;
+        let stats = self.of(&request.sandbox_id)?.overhead().await;
         let data = stats.and_then(|stats| {
             metrics::message(&stats).map_err(|e| Failure::from_chain(FailureKind::Internal, &e))
         });

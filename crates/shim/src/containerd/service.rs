@@ -6,6 +6,7 @@
 //! Owns: the messages. Never: what they cause. Called by the ttrpc server.
 
 use super::create::Creation;
+use super::desk::Desk;
 use super::metrics;
 use super::status;
 use super::streams::Uris;
@@ -38,7 +39,7 @@ use tracing::Instrument;
 /// The service of one sandbox.
 #[derive(Clone)]
 pub(super) struct TaskService {
-    pub(super) tasks: Arc<Tasks>,
+    pub(super) desk: Arc<Desk>,
 }
 
 /// Runs `work` to its end even if the caller is gone.
@@ -93,8 +94,12 @@ fn deleted((pid, end): (u32, End)) -> DeleteResponse {
 }
 
 impl TaskService {
+    fn tasks(&self) -> ttrpc::Result<&Arc<Tasks>> {
+        self.desk.tasks().map_err(|failure| status::error(&failure))
+    }
+
     fn task(&self, id: &str) -> ttrpc::Result<Arc<Record>> {
-        self.tasks.task(id).map_err(|failure| status::error(&failure))
+        self.tasks()?.task(id).map_err(|failure| status::error(&failure))
     }
 
     fn process(&self, id: &str, exec: &str) -> ttrpc::Result<(Arc<Record>, Arc<Process>)> {
@@ -104,16 +109,18 @@ impl TaskService {
     }
 
     fn status_of(&self, task: &Record, process: &Process) -> Status {
+        let paused = || {
+            let snapshot = self.desk.tasks().map(|tasks| tasks.handle.snapshot());
+            snapshot.is_ok_and(|snapshot| {
+                let container = snapshot.containers.get(&task.id);
+                container.is_some_and(|container| container.state == State::Paused)
+            })
+        };
         match (process.end(), process.stage()) {
             (Some(_), _) => Status::STOPPED,
             (None, Stage::Added) => Status::CREATED,
-            (None, Stage::Started) => {
-                let snapshot = self.tasks.handle.snapshot();
-                match snapshot.containers.get(&task.id).map(|container| container.state) {
-                    Some(State::Paused) => Status::PAUSED,
-                    _ => Status::RUNNING,
-                }
-            }
+            (None, Stage::Started) if paused() => Status::PAUSED,
+            (None, Stage::Started) => Status::RUNNING,
         }
     }
 }
@@ -154,7 +161,7 @@ impl Task for TaskService {
         // Dropped with this future, which is when the client has gone.
         let gone = CancellationToken::new();
         let _guard = gone.clone().drop_guard();
-        let tasks = Arc::clone(&self.tasks);
+        let tasks = Arc::clone(self.tasks()?);
         let id = request.id.clone();
         let pid = whole("create", &id, async move {
             let uris = Uris {
@@ -193,7 +200,7 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let (task, process) = self.process(&request.id, &request.exec_id)?;
-        let tasks = Arc::clone(&self.tasks);
+        let tasks = Arc::clone(self.tasks()?);
         let pid = whole("start", &request.id, async move {
             if process.key.exec.is_some() {
                 tasks.start_exec(&process).await
@@ -209,7 +216,7 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let tasks = Arc::clone(&self.tasks);
+        let tasks = Arc::clone(self.tasks()?);
         let id = request.id.clone();
         whole("delete", &id, async move {
             if request.exec_id.is_empty() {
@@ -229,7 +236,7 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let task = self.task(&request.id)?;
-        let processes = self.tasks.processes(&task).await;
+        let processes = self.tasks()?.processes(&task).await;
         let processes = processes.map_err(|failure| status::error(&failure))?;
         let info = |exec: Option<String>| {
             let details = ProcessDetails {
@@ -257,13 +264,13 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let (task, tasks) = (self.task(&request.id)?, Arc::clone(&self.tasks));
+        let (task, tasks) = (self.task(&request.id)?, Arc::clone(self.tasks()?));
         whole("pause", &request.id, async move { tasks.pause_task(&task).await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let (task, tasks) = (self.task(&request.id)?, Arc::clone(&self.tasks));
+        let (task, tasks) = (self.task(&request.id)?, Arc::clone(self.tasks()?));
         whole(
             "resume",
             &request.id,
@@ -279,7 +286,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let (task, tasks) = (self.task(&request.id)?, Arc::clone(&self.tasks));
+        let (task, tasks) = (self.task(&request.id)?, Arc::clone(self.tasks()?));
         let id = request.id.clone();
         whole("kill", &id, async move {
             tasks
@@ -299,7 +306,7 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let spec = &request.spec.value;
-        let added = self.tasks.add_exec(&task, &request.exec_id, spec, uris);
+        let added = self.tasks()?.add_exec(&task, &request.exec_id, spec, uris);
         added.map_err(|failure| status::error(&failure))?;
         Ok(Empty::new())
     }
@@ -307,7 +314,7 @@ impl Task for TaskService {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let task = self.task(&request.id)?;
         let resized = self
-            .tasks
+            .tasks()?
             .resize(&task, &request.exec_id, request.width, request.height)
             .await;
         resized.map_err(|failure| status::error(&failure))?;
@@ -323,7 +330,7 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let (task, tasks) = (self.task(&request.id)?, Arc::clone(&self.tasks));
+        let (task, tasks) = (self.task(&request.id)?, Arc::clone(self.tasks()?));
         let id = request.id.clone();
         whole("update", &id, async move {
             in_guest(&task, "update")?;
@@ -356,9 +363,9 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let task = self.task(&request.id)?;
         let stats = if task.is_pause() {
-            self.tasks.overhead().await
+            self.tasks()?.overhead().await
         } else {
-            self.tasks.stats(&task).await
+            self.tasks()?.stats(&task).await
         };
         let message = stats.and_then(|stats| {
             metrics::message(&stats).map_err(|e| Failure::from_chain(FailureKind::Internal, &e))
@@ -372,19 +379,23 @@ impl Task for TaskService {
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.tasks.task(&request.id).map_or(0, |task| task.init.pid()),
+            task_pid: self.task(&request.id).map_or(0, |task| task.init.pid()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ConnectResponse::default()
         })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let Ok(tasks) = self.desk.tasks().cloned() else {
+            self.desk.over.cancel();
+            return Ok(Empty::new());
+        };
         // Others of the pod may still be here.
-        if self.tasks.is_empty() {
-            let tasks = Arc::clone(&self.tasks);
+        if tasks.is_empty() {
+            let over = self.desk.over.clone();
             whole("shutdown", "", async move {
                 let result = tasks.shut_down().await;
-                tasks.over.cancel();
+                over.cancel();
                 result
             })
             .await?;

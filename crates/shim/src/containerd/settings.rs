@@ -26,6 +26,8 @@ pub struct Settings {
     pub systemd_cgroup: bool,
     /// The first container only stands for its pod.
     pub pod: bool,
+    /// The bundle has no config.json: the sandbox is made when it is ordered over the Sandbox service.
+    pub ordered: bool,
 }
 
 impl Settings {

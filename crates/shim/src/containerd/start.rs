@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  config.json ─► plan ─┬─ makes a sandbox ─► launch (its VM begins to boot) ─► its address
-//!                       └─ joins one ───────────────────────────────────────► that one's address
+//!              │        └─ joins one ───────────────────────────────────────► that one's address
+//!              └─ there is none: a supervisor that waits for its sandbox to be ordered ─► its address
 //! ```
 //! The address goes to standard output, and into the file `address` of the bundle, where a restarted containerd looks.
 //!
@@ -15,7 +16,7 @@ use crate::{host_facts, launch};
 use bulkhead_config::{Config, PlanKind, Plans, Source};
 use bulkhead_host::clock::{boottime_ns, process_began_ns};
 use bulkhead_model::timeline::{Lane, Span, Told};
-use bulkhead_model::{ContainerId, Failure, FailureKind};
+use bulkhead_model::{ContainerId, Failure, FailureKind, SandboxId};
 use bulkhead_sandbox::SandboxPaths;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -40,8 +41,17 @@ pub(super) fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
             .or_else(|| std::env::var_os("BULKHEAD_CONFIG").map(Into::into)),
         systemd_cgroup: options.systemd_cgroup,
         pod: false,
+        ordered: false,
     };
     let layout = Settings::layout(&invocation.namespace);
+    if !bundle.join("config.json").exists() {
+        // containerd's Sandbox service: what the sandbox is to be comes with its create.
+        settings.pod = true;
+        settings.ordered = true;
+        let sandbox = SandboxId::from(&id);
+        launch::awaiting(&layout, &sandbox, &settings)?;
+        return found(&bundle, &layout.sandbox(&sandbox));
+    }
     let paths = match plan(&bundle, &id, settings.config.as_deref())?.kind {
         PlanKind::Container { sandbox, .. } => {
             let paths = layout.sandbox(&sandbox);
@@ -66,7 +76,12 @@ pub(super) fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
             layout.sandbox(&sandbox.id)
         }
     };
-    let address = address(&paths);
+    found(&bundle, &paths)
+}
+
+/// Tells containerd where the sandbox's services are.
+fn found(bundle: &Path, paths: &SandboxPaths) -> Result<Vec<u8>, Failure> {
+    let address = address(paths);
     std::fs::write(bundle.join("address"), &address).map_err(|e| {
         Failure::new(
             FailureKind::Internal,

@@ -23,6 +23,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::topics;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
@@ -46,8 +47,8 @@ pub(super) struct Tasks {
     pub(super) plan: SandboxPlan,
     pub(super) settings: Settings,
     pub(super) publisher: Publisher,
-    /// Cancelled when containerd is done with this shim.
-    pub(super) over: CancellationToken,
+    /// Whether the sandbox stays without containers: its client made it by the Sandbox service, and ends it.
+    kept: AtomicBool,
     /// How the boot ended.
     pub(super) boot: watch::Receiver<Option<Result<(), Failure>>>,
     records: Mutex<BTreeMap<ContainerId, Entry>>,
@@ -74,7 +75,7 @@ impl Tasks {
             plan,
             settings,
             publisher,
-            over: CancellationToken::new(),
+            kept: AtomicBool::new(false),
             boot,
             records: Mutex::new(BTreeMap::new()),
             changed: Notify::new(),
@@ -165,6 +166,16 @@ impl Tasks {
     /// Whether containerd has anything here.
     pub(super) fn is_empty(&self) -> bool {
         self.records().is_empty()
+    }
+
+    /// The sandbox stays without containers from now on.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it does.
+    pub(super) fn kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// Waits until there has been nothing here for `long`.

@@ -1,7 +1,7 @@
 //! Single containers by `ctr`.
 
 use bulkhead_containerd::{Daemon, Engine, Place};
-use bulkhead_e2e::{Lines, VERB, until};
+use bulkhead_e2e::{Lines, Running, VERB, until};
 use serde_json::Value;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -27,18 +27,48 @@ on_both! {
     }
 }
 
+/// `ctr events`, which listens already, and its lines.
+fn listen(daemon: &Daemon) -> (Running, Lines) {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let events = daemon
+        .ctr(&["events"])
+        .stdout(write)
+        .within(Duration::from_secs(600))
+        .start();
+    let mut lines = Lines::of(std::fs::File::from(read));
+    // The subscription is there when an event comes through.
+    until("ctr listens", VERB, || {
+        let _ = daemon
+            .ctr(&["namespaces", "label", daemon.place.token(), "a=b"])
+            .run()
+            .ok();
+        lines.is_there("/namespaces/update")
+    });
+    (events, lines)
+}
+
+on_both! {
+    /// A container that wants more memory than it may have: its process is killed, and that is told.
+    fn out_of_memory(engine) {
+        let daemon = Daemon::start(engine);
+        let (events, mut lines) = listen(&daemon);
+        let id = daemon.id();
+        let limit = ["-d", "--memory-limit", "33554432"];
+        let _ = daemon.run(&limit, &id, &["sleep", "1000"]).run().ok();
+        assert_eq!(daemon.exec(&id, "greedy", &["tail", "/dev/zero"]).run().status, 137);
+        let line = lines.expect("/tasks/oom", VERB);
+        assert!(line.contains(&id), "{line}");
+        assert_eq!(daemon.status(&id), "RUNNING");
+        daemon.remove(&id);
+        events.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
 on_both! {
     /// One container through its life: exec, signals, pause, update, statistics, processes, events in order.
     fn through_its_life(engine) {
         let daemon = Daemon::start(engine);
-        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-        let events = daemon.ctr(&["events"]).stdout(write).within(Duration::from_secs(600)).start();
-        let mut lines = Lines::of(std::fs::File::from(read));
-        // The subscription is there when an event comes through.
-        until("ctr listens", VERB, || {
-            let _ = daemon.ctr(&["namespaces", "label", daemon.place.token(), "a=b"]).run().ok();
-            lines.is_there("/namespaces/update")
-        });
+        let (events, mut lines) = listen(&daemon);
         let id = daemon.sleeper();
         assert_eq!(daemon.status(&id), "RUNNING");
         let out = daemon.exec(&id, "e1", &["sh", "-c", "echo hi; exit 3"]).run();

@@ -1,18 +1,143 @@
 //! The Sandbox service, the test in the place of a containerd that makes sandboxes by it.
 
-use bulkhead_containerd::{Bundle, Engine, Place, Refused, Shim};
+use bulkhead_containerd::{Bundle, Engine, Place, Refused, Shim, World};
 use bulkhead_e2e::{VERB, until};
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
     PlatformResponse, SandboxMetricsRequest, SandboxMetricsResponse, SandboxStatusRequest,
-    SandboxStatusResponse, StartSandboxRequest, StartSandboxResponse, StopSandboxRequest,
-    StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
+    SandboxStatusResponse, ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest,
+    StartSandboxResponse, StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
 };
 use containerd_shim_protos::ttrpc::Code;
 
 fn ask<T: Message>(shim: &Shim, method: &str, message: &impl Message) -> Result<T, Refused> {
     shim.ask("containerd.runtime.sandbox.v1.Sandbox", method, message)
+}
+
+/// Any request that names just the sandbox.
+macro_rules! of {
+    ($request:ident, $id:expr) => {
+        $request {
+            sandbox_id: $id.to_owned(),
+            ..Default::default()
+        }
+    };
+}
+
+/// A pod in protobuf's encoding, with a host name and an annotation.
+fn pod_config() -> Any {
+    let write = |fill: &dyn Fn(&mut CodedOutputStream<'_>)| {
+        let mut bytes = Vec::new();
+        let mut out = CodedOutputStream::vec(&mut bytes);
+        fill(&mut out);
+        out.flush().unwrap();
+        drop(out);
+        bytes
+    };
+    let annotation = write(&|out| {
+        out.write_string(1, "org.example.pod").unwrap();
+        out.write_string(2, "seen").unwrap();
+    });
+    Any {
+        type_url: "runtime.v1.PodSandboxConfig".to_owned(),
+        value: write(&|out| {
+            out.write_string(2, "ordered").unwrap();
+            out.write_bytes(7, &annotation).unwrap();
+        }),
+        ..Any::default()
+    }
+}
+
+/// A sandbox for which containerd wrote no config.json: made from the request, in its network namespace, without a
+/// container of its own; a container that no annotation places runs in it.
+#[test]
+#[ignore = "needs a VM"]
+fn ordered_without_a_bundles_specification() {
+    let place = Place::new();
+    let id = format!("{}-0", place.token());
+    let bundle = Bundle::make(&place, &id, "true");
+    std::fs::remove_file(bundle.dir.join("config.json")).unwrap();
+    let shim = Shim::start(&place, Engine::Bulkhead, &bundle);
+
+    // Before the order: there is nothing, and that is said.
+    let start = of!(StartSandboxRequest, id);
+    let early = ask::<StartSandboxResponse>(&shim, "StartSandbox", &start).unwrap_err();
+    assert_eq!(early.code, Code::NOT_FOUND);
+    assert_eq!(early.message, format!("sandbox {id} was not created yet"));
+    let _: PingResponse = ask(&shim, "PingSandbox", &of!(PingRequest, id)).unwrap();
+    let create = |netns_path: &str| {
+        let request = CreateSandboxRequest {
+            bundle_path: bundle.dir.display().to_string(),
+            netns_path: netns_path.to_owned(),
+            options: Some(pod_config()).into(),
+            ..of!(CreateSandboxRequest, id)
+        };
+        ask::<CreateSandboxResponse>(&shim, "CreateSandbox", &request)
+    };
+    let refused = create("/nowhere/netns").unwrap_err();
+    assert_eq!(refused.code, Code::INVALID_ARGUMENT);
+    assert!(refused.message.contains("/nowhere/netns"), "{}", refused.message);
+
+    let world = World::new(&place);
+    let links = "ip link add pod0 type veth peer name peer0 && ip addr add 10.9.0.1/24 dev pod0 && ip link set pod0 up";
+    let _ = world.run(&place, links).ok();
+    let _ = create(world.path().to_str().unwrap()).unwrap();
+    let _: StartSandboxResponse = ask(&shim, "StartSandbox", &start).unwrap();
+    let status = SandboxStatusRequest {
+        verbose: true,
+        ..of!(SandboxStatusRequest, id)
+    };
+    let status: SandboxStatusResponse = ask(&shim, "SandboxStatus", &status).unwrap();
+    assert_eq!(status.state, "SANDBOX_READY");
+
+    let script = "hostname; ls /sys/class/net; exec sleep 1000";
+    let inside = Bundle::with(&place, &format!("{id}-in"), script, |config| {
+        config.as_object_mut().unwrap().remove("hostname");
+    });
+    let output = inside.dir.join("output");
+    let stdout = format!("file://{}", output.display());
+    shim.create_as(&inside, |request| request.stdout = stdout)
+        .unwrap();
+    shim.begin(&inside.id, "").unwrap();
+    until("its output is there", VERB, || {
+        std::fs::read_to_string(&output).is_ok_and(|text| text.contains("pod0"))
+    });
+    let text = std::fs::read_to_string(&output).unwrap();
+    assert!(text.starts_with("ordered\n"), "{text}");
+    assert_eq!(place.marked(place.token(), &id, "vmm").len(), 1);
+
+    let _: StopSandboxResponse = ask(&shim, "StopSandbox", &of!(StopSandboxRequest, id)).unwrap();
+    let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
+    until("the shim has ended", VERB, || {
+        place.marked(place.token(), &id, "supervisor").is_empty()
+    });
+    place.assert_no_sandbox(place.token(), &id);
+}
+
+/// One that is told to go before anything was ordered, and one that is deleted after it was killed.
+#[test]
+#[ignore = "needs root"]
+fn never_ordered_it_leaves_nothing() {
+    let place = Place::new();
+    let bundle = |number: u32| {
+        let bundle = Bundle::make(&place, &format!("{}-{number}", place.token()), "true");
+        std::fs::remove_file(bundle.dir.join("config.json")).unwrap();
+        bundle
+    };
+    let told = bundle(0);
+    let shim = Shim::start(&place, Engine::Bulkhead, &told);
+    shim.shutdown(&told.id);
+    until("the shim has ended", VERB, || {
+        place.marked(place.token(), &told.id, "supervisor").is_empty()
+    });
+    place.assert_no_sandbox(place.token(), &told.id);
+
+    let killed = bundle(1);
+    let _ = Shim::start(&place, Engine::Bulkhead, &killed);
+    let _ = Shim::invoke(&place, Engine::Bulkhead, &killed, "delete").ok();
+    place.assert_no_sandbox(place.token(), &killed.id);
 }
 
 /// A sandbox through its life: created, started, looked at, a container in it, stopped while a client waits.
@@ -105,7 +230,8 @@ fn through_its_life() {
     assert!(place.marked(place.token(), &id, "vmm").is_empty());
     assert_eq!(status().unwrap().state, "SANDBOX_NOTREADY");
     let _: StopSandboxResponse = ask(&shim, "StopSandbox", &stop).unwrap();
-    shim.shutdown(&id);
+    // It ends before its answer has arrived, or after.
+    let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
     until("the shim has ended", VERB, || {
         place.marked(place.token(), &id, "supervisor").is_empty()
     });
