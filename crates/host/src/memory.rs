@@ -5,12 +5,14 @@
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, lseek};
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 /// A file of `bytes` bytes, all zero, that lives in memory and goes with its last descriptor. `name` is for
 /// `/proc/<pid>/fd`.
@@ -45,6 +47,36 @@ pub fn copy_data(from: &File, to: &File) -> io::Result<u64> {
         position = end;
     }
     Ok(copied)
+}
+
+/// Checks that a file can have holes where `path` is, which names none yet: one is made there, and removed.
+///
+/// # Errors
+/// open(2), write(2); fallocate(2): `EOPNOTSUPP` on a file system that knows no holes.
+pub fn check_holes(path: &Path) -> io::Result<()> {
+    const BYTES: u64 = 64 << 10;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    std::fs::remove_file(path)?;
+    file.write_all_at(&[1; 4096], BYTES - 4096)?;
+    punch(&file, 0, BYTES)?;
+    match data_after(&file, 0)? {
+        None => Ok(()),
+        Some(_) => Err(Errno::EOPNOTSUPP.into()),
+    }
+}
+
+/// Whether less than `bytes` are free in the file system `dir` is on.
+///
+/// # Errors
+/// statvfs(3).
+pub fn is_short_of(dir: &Path, bytes: u64) -> io::Result<bool> {
+    let free = statvfs(dir)?;
+    Ok(free.blocks_available().saturating_mul(free.fragment_size()) < bytes)
 }
 
 /// Turns blocks of `file` that hold nothing but zeroes into holes. Returns the bytes given back.
@@ -130,6 +162,30 @@ mod tests {
             assert!(here == there, "at {place}");
         }
         assert!(to.metadata().unwrap().blocks() * 512 < SIZE / 4);
+    }
+
+    /// As on a file system that knows no holes: all of it is data, and all of it arrives.
+    #[test]
+    fn a_file_without_holes_is_copied_whole() {
+        const SIZE: usize = 3 << 20;
+        let from = File::from(anonymous(c"from", SIZE as u64).unwrap());
+        let content: Vec<u8> = (0..SIZE).map(|at| (at / 4096 % 3) as u8).collect();
+        from.write_all_at(&content, 0).unwrap();
+        let to = File::from(anonymous(c"to", SIZE as u64).unwrap());
+        assert_eq!(copy_data(&from, &to).unwrap(), SIZE as u64);
+        let mut there = vec![9; SIZE];
+        to.read_exact_at(&mut there, 0).unwrap();
+        assert!(there == content);
+    }
+
+    #[test]
+    fn a_directory_is_asked_whether_files_in_it_can_have_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        check_holes(&dir.path().join("probe")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(check_holes(Path::new("/proc/probe")).is_err());
+        assert!(!is_short_of(dir.path(), 1).unwrap());
+        assert!(is_short_of(dir.path(), u64::MAX).unwrap());
     }
 
     #[test]

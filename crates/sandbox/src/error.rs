@@ -5,7 +5,7 @@
 use bulkhead_model::failure::chain;
 use bulkhead_model::{ContainerId, Failure, FailureKind, IllegalMove, SandboxId, State};
 use bulkhead_protocol::GuestError;
-use bulkhead_vmm::VmmError;
+use bulkhead_vmm::{VmExit, VmmError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -233,6 +233,16 @@ impl SandboxError {
             Self::Boot { source, .. } => source.may_be_the_template(),
             Self::Vmm(error) => !matches!(error, VmmError::Binary { .. } | VmmError::Asset { .. }),
             Self::Guest(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the VMM was killed from outside (or for want of memory): what it was given is not to blame.
+    #[must_use]
+    pub fn is_a_kill(&self) -> bool {
+        match self {
+            Self::Boot { source, .. } => source.is_a_kill(),
+            Self::Vmm(VmmError::Ended { exit, .. }) => *exit == VmExit::Signal(9),
             _ => false,
         }
     }

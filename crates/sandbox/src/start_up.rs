@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  template? ─ yes ─► goes on ─► running
-//!      │ no              │ does not do: thrown away, everything undone
+//!      │ no              │ does not do: thrown away (not if QEMU was killed), everything undone
 //!      └──► boot ◄───────┘
 //!            │ failed with KVM: undone ─► boot, translated ─► running
 //!            └──► running
@@ -40,8 +40,13 @@ impl World {
                     Err(error) if error.may_be_the_template() => {
                         let why = bulkhead_model::failure::chain(&error);
                         tracing::warn!(%key, error = why, "the template does not do: booting, once");
-                        self.platform.reject_template(&self.plan, &key);
-                        self.order_template = true;
+                        if error.is_a_kill() {
+                            // By whoever was short of memory: the template is as good as before.
+                            tracing::warn!(%key, "the VMM was killed: the template stays");
+                        } else {
+                            self.platform.reject_template(&self.plan, &key);
+                            self.order_template = true;
+                        }
                         self.back_to(&base).await;
                         why
                     }

@@ -260,10 +260,29 @@ async fn one_is_made_however_many_ask() {
     assert!(matches!(again, Outcome::Present(_)), "{again:?}");
 }
 
+fn edit(place: &Path, change: fn(&mut serde_json::Value)) {
+    let manifest = place.join("manifest.json");
+    let mut record = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    change(&mut record);
+    std::fs::write(&manifest, record.to_string()).unwrap();
+}
+
 #[tokio::test]
 async fn damage_is_found_before_a_vm_is_started() {
     type Harm = fn(&Path, &Path);
-    let harms: [(&str, Harm); 4] = [
+    let harms: [(&str, Harm); 7] = [
+        ("a memory of the same length, of another machine", |_, memory| {
+            let bytes = memory.metadata().unwrap().len();
+            std::fs::remove_file(memory).unwrap();
+            let file = std::fs::File::create(memory).unwrap();
+            file.set_len(bytes).unwrap();
+        }),
+        ("of another form", |place, _| {
+            edit(place, |record| record["form"] = 99.into())
+        }),
+        ("another's record", |place, _| {
+            edit(place, |record| record["key"] = "0".repeat(32).into())
+        }),
         ("a memory cut short", |_, memory| {
             let file = std::fs::OpenOptions::new().write(true).open(memory).unwrap();
             file.set_len(4096).unwrap();
@@ -343,4 +362,138 @@ async fn a_directory_that_cannot_be_had_is_an_error_of_the_maker_only() {
     bench.ledger.assert_empty("no directory");
     let start = life(&bench, plan).await.unwrap();
     assert_eq!(start.template, None);
+}
+
+/// Killed at whatever step, a maker leaves what the next maker, or gc, takes away.
+#[tokio::test]
+async fn a_maker_that_is_killed_at_any_step_is_in_nobodys_way() {
+    for step in ["launch", "resume", "connect_guest", "save"] {
+        let bench = Bench::new();
+        let order = order(&plan(&bench, "a"));
+        bench.faults.hang_at(Some(step));
+        {
+            let mut making = Box::pin(make(&order, bench.host.as_ref(), bench.vmm.as_ref()));
+            while !bench.faults.reached(step) {
+                tokio::select! {
+                    biased;
+                    done = &mut making => panic!("{step}: {done:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        bench.faults.hang_at(None);
+        assert_eq!(files(&order.factory.template_memory).len(), 1, "{step}");
+        let start = life_beside(&bench, plan(&bench, "a")).await;
+        assert_eq!(start.template, None, "{step}: half of one is none");
+        made(&bench).await;
+        assert_eq!(files(&order.factory.template_memory).len(), 1, "{step}");
+        assert_eq!(TemplateStore::of(&order.factory).list()[0].condition, Condition::Ready, "{step}");
+        assert!(!files(&order.factory.template_path).iter().any(|name| name.ends_with(".new")), "{step}");
+    }
+}
+
+/// [`life`] while something else holds things on the host.
+async fn life_beside(bench: &Bench, plan: SandboxPlan) -> bulkhead_model::snapshot::Provenance {
+    let (handle, engine) = bench.sandbox_of(plan);
+    create(&handle, "a", true).await.unwrap();
+    call(&handle, Command::Start { id: id("a") }).await.unwrap();
+    let Reply::Snapshot { snapshot } = call(&handle, Command::Snapshot).await.unwrap() else {
+        panic!("no snapshot")
+    };
+    let force = Command::Delete {
+        id: id("a"),
+        force: true,
+    };
+    call(&handle, force).await.unwrap();
+    assert_eq!(engine.await.unwrap(), Vec::<String>::new());
+    snapshot.provenance
+}
+
+#[tokio::test]
+async fn a_vmm_that_was_upgraded_makes_a_cold_start_and_a_template_of_its_own() {
+    let bench = Bench::new();
+    let mut plan = plan(&bench, "a");
+    let vmm = bench.dir.path().join("vmm");
+    plan.vm.hypervisor.clone_from(&vmm);
+    let install = |from: &str| {
+        // As a package manager does: another file by the same name.
+        let new = bench.dir.path().join("vmm.new");
+        std::fs::copy(from, &new).unwrap();
+        std::fs::rename(&new, &vmm).unwrap();
+    };
+    install("/bin/sh");
+    let order = order(&plan);
+    let make = || make(&order, bench.host.as_ref(), bench.vmm.as_ref());
+    let Outcome::Made(before) = make().await.unwrap() else {
+        panic!("made")
+    };
+    install("/bin/cat");
+    assert_eq!(life(&bench, plan.clone()).await.unwrap().template, None);
+    assert_eq!(bench.ledger.take_orders(), 1);
+    let Outcome::Made(after) = make().await.unwrap() else {
+        panic!("made anew")
+    };
+    assert_ne!(before, after);
+    let store = TemplateStore::of(&plan.factory);
+    assert_eq!(store.collect(|_| Ok(())), (vec![before], Vec::new()));
+    assert_eq!(store.list().len(), 1);
+}
+
+/// The host's clock is set forward, and back: each guest is told what the host's says when it starts.
+#[tokio::test]
+async fn clocks_that_jump() {
+    let bench = Bench::new();
+    made(&bench).await;
+    for now in [1_000_000_000_000_000_000, 3_000_000_000_000_000_000, 5] {
+        bench.host.clock.store(now, std::sync::atomic::Ordering::SeqCst);
+        assert!(life(&bench, plan(&bench, "a")).await.unwrap().template.is_some());
+        let told = bench.ledger.identities.lock().unwrap().last().unwrap().time_ns;
+        assert_eq!(told, now);
+    }
+    // Files that are, by such a clock, of a time to come: of use, and in nobody's way.
+    let plan = plan(&bench, "a");
+    let store = TemplateStore::of(&plan.factory);
+    let key = store.list()[0].key.clone();
+    let to_come = std::time::SystemTime::now() + Duration::from_secs(400 * 24 * 3600);
+    let touch = |path: std::path::PathBuf| {
+        let file = std::fs::File::create(path).unwrap();
+        file.set_modified(to_come).unwrap();
+    };
+    touch(plan.factory.template_path.join(key.as_str()).join("used"));
+    assert_eq!(store.collect(|_| Ok(())), (Vec::new(), Vec::new()));
+    store.destroy(&key);
+    touch(plan.factory.template_path.join(format!("{key}.failed")));
+    match find(&plan, bench.vmm.as_ref(), Accelerator::Tcg) {
+        Found::Absent { order: true, .. } => {}
+        other => panic!("a failure of next year holds nothing up: {other:?}"),
+    }
+}
+
+/// Killed while it goes on, as by a host that is out of memory: the start is cold, and the template is still good.
+#[tokio::test]
+async fn a_vmm_that_is_killed_does_not_cost_the_template() {
+    let bench = Bench::new();
+    let key = made(&bench).await;
+    bench.vmm.kill_next_restore();
+    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    assert_eq!(start.template, None);
+    assert!(start.why_cold.contains("Signal(9)"), "{start:?}");
+    assert_eq!(bench.ledger.take_orders(), 0);
+    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    assert_eq!(start.template, Some(key.to_string()));
+}
+
+/// The cold start that takes the place of one from a template fails as well: one error, no third try.
+#[tokio::test]
+async fn a_start_is_retried_once() {
+    let bench = Bench::new();
+    made(&bench).await;
+    let before = bench.faults.count();
+    bench.faults.fail_each(&["restore", "launch"]);
+    let refused = life(&bench, plan(&bench, "a")).await.unwrap_err();
+    assert!(refused.message.contains("injected into launch"), "{refused}");
+    let starts = (before..bench.faults.count())
+        .filter(|k| ["restore", "launch"].contains(&bench.faults.name(*k)))
+        .count();
+    assert_eq!(starts, 2);
 }

@@ -37,12 +37,13 @@ impl Stamp {
         })
     }
 
-    /// Whether a further change would show in a new stamp.
+    /// Whether a further change would show in a new stamp: it is long ago, or, by a clock that was set back, to come.
     fn is_settled(&self) -> bool {
         let changed = u64::try_from(self.changed.0).map_or(SystemTime::UNIX_EPOCH, |seconds| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
         });
-        changed.elapsed().is_ok_and(|age| age > 2 * TICK)
+        let apart = changed.elapsed().unwrap_or_else(|ahead| ahead.duration());
+        apart > 2 * TICK
     }
 }
 
@@ -139,6 +140,24 @@ mod tests {
         old_file(&path, "other");
         assert_eq!(digests.known(&path), None);
         assert_ne!(digests.learn(&path).unwrap(), one);
+    }
+
+    #[test]
+    fn a_stamp_is_settled_when_it_cannot_come_again() {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let settled = |seconds: u64| {
+            let stamp: Stamp = serde_json::from_value(serde_json::json!({
+                "inode": 1, "bytes": 1, "modified": [1, 1], "changed": [seconds, 0]
+            }))
+            .unwrap();
+            stamp.is_settled()
+        };
+        assert!(!settled(now), "the next change may have the same stamp");
+        assert!(settled(now - 60));
+        assert!(settled(now + 3600), "the clock was set back");
     }
 
     #[test]

@@ -39,6 +39,24 @@ pub enum TemplateError {
         #[source]
         source: io::Error,
     },
+    /// The file system for the memory knows no holes: every start would copy the zeroes of the whole memory.
+    #[error("{dir} cannot hold the memory of templates: expected a file system with sparse files, as tmpfs or ext4")]
+    NoHoles {
+        /// The directory.
+        dir: PathBuf,
+        /// What it answers to a hole.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system for it is full.
+    #[error("{dir} is full")]
+    Full {
+        /// The directory.
+        dir: PathBuf,
+        /// What failed for it.
+        #[source]
+        source: Box<TemplateError>,
+    },
     /// The VMM.
     #[error(transparent)]
     Vmm(#[from] VmmError),

@@ -78,7 +78,9 @@ pub async fn make(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<O
     };
     let made = tokio::time::timeout(DEADLINE, bench.work(order, vmm, assets))
         .await
-        .unwrap_or(Err(TemplateError::Deadline { deadline: DEADLINE }));
+        .unwrap_or(Err(TemplateError::Deadline { deadline: DEADLINE }))
+        // Before room is made: a VM whose memory finds none left only says that it was killed.
+        .map_err(|error| store.full(error));
     bench.clear();
     match made {
         Ok(()) => {
@@ -103,6 +105,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     async fn work(&mut self, order: &Order, vmm: &dyn Vmm, assets: Vec<Asset>) -> Result<(), TemplateError> {
+        self.store.check_holes(self.key)?;
         let unfinished = self.store.unfinished(self.key);
         DirBuilder::new()
             .mode(0o700)

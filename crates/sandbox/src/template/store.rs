@@ -38,6 +38,9 @@ const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// After a try to make one failed, none is made for this long.
 const REST: Duration = Duration::from_secs(600);
 
+/// A file system with less free than this is full: the state alone takes more.
+const ROOM: u64 = 256 << 10;
+
 /// A template opened for one start.
 #[derive(Debug)]
 pub struct Template {
@@ -232,7 +235,9 @@ impl TemplateStore {
         let Ok(Some((manifest, _))) = self.open(key) else {
             return false;
         };
-        let unused = age(&self.place(key).join("used")).is_none_or(|age| age > UNUSED);
+        let used = self.place(key).join("used");
+        // Of another time than the clock shows: as good as now.
+        let unused = !used.exists() || age(&used).is_some_and(|age| age > UNUSED);
         let current = manifest
             .assets
             .iter()
@@ -305,6 +310,26 @@ impl TemplateStore {
                 .map_err(TemplateError::io("making", dir))?;
         }
         Ok(())
+    }
+
+    /// Memory without holes is of no use: it could not be copied at every start.
+    pub(super) fn check_holes(&self, key: &TemplateKey) -> Result<(), TemplateError> {
+        bulkhead_host::memory::check_holes(&self.memory(key, "holes")).map_err(|source| TemplateError::NoHoles {
+            dir: self.memory.clone(),
+            source,
+        })
+    }
+
+    /// Says so when `error` happened while one of the directories is full.
+    pub(super) fn full(&self, error: TemplateError) -> TemplateError {
+        let full = |dir: &&PathBuf| bulkhead_host::memory::is_short_of(dir, ROOM).unwrap_or(false);
+        match [&self.memory, &self.dir].into_iter().find(full) {
+            Some(dir) => TemplateError::Full {
+                dir: dir.clone(),
+                source: Box::new(error),
+            },
+            None => error,
+        }
     }
 
     pub(super) fn digests(&self) -> PathBuf {
@@ -390,8 +415,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Time since a file was last written.
+/// Time since a file was last written; none when that is to come, by a clock that was set back.
 fn age(path: &Path) -> Option<Duration> {
     let modified = std::fs::metadata(path).ok()?.modified().ok()?;
-    Some(SystemTime::now().duration_since(modified).unwrap_or_default())
+    SystemTime::now().duration_since(modified).ok()
 }

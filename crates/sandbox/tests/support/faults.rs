@@ -35,6 +35,7 @@ pub struct Faults {
     pub steps: Mutex<Vec<&'static str>>,
     pub fail_at: Mutex<Option<usize>>,
     pub fail_name: Mutex<Option<&'static str>>,
+    pub fail_names: Mutex<Vec<&'static str>>,
     pub hang_at: Mutex<Option<&'static str>>,
 }
 
@@ -48,6 +49,11 @@ impl Faults {
     /// Fails the next step of this name, once.
     pub fn fail_at_name(&self, name: &'static str) {
         *self.fail_name.lock().unwrap() = Some(name);
+    }
+
+    /// Fails the next step of each of these names, once.
+    pub fn fail_each(&self, names: &[&'static str]) {
+        *self.fail_names.lock().unwrap() = names.to_vec();
     }
 
     /// Steps so far.
@@ -76,6 +82,11 @@ impl Faults {
         let mut fail_at = self.fail_at.lock().unwrap();
         if *fail_at == Some(steps.len() - 1) {
             *fail_at = None;
+            return Err(io::Error::other(format!("injected into {name}")));
+        }
+        let mut fail_names = self.fail_names.lock().unwrap();
+        if let Some(at) = fail_names.iter().position(|one| *one == name) {
+            fail_names.remove(at);
             return Err(io::Error::other(format!("injected into {name}")));
         }
         let mut fail_name = self.fail_name.lock().unwrap();
@@ -122,6 +133,8 @@ pub struct Ledger {
     pub size: Mutex<(u32, u32, u32)>,
     /// What the agent was asked to make.
     pub containers_made: Mutex<Vec<GuestContainer>>,
+    /// What guests were told they are.
+    pub identities: Mutex<Vec<GuestIdentity>>,
     pub next_pid: AtomicI32,
     pub next_vmm: AtomicI32,
     /// Templates that were ordered.

@@ -85,7 +85,8 @@ impl Guest for FakeGuest {
     fn calls(&self) -> u64 {
         1
     }
-    async fn configure(&self, _: GuestIdentity) -> Result<(), GuestError> {
+    async fn configure(&self, identity: GuestIdentity) -> Result<(), GuestError> {
+        self.ledger.identities.lock().unwrap().push(identity);
         self.off.send_replace(false);
         self.exits.send_replace(BTreeMap::new());
         self.faults.guest("configure")

@@ -55,6 +55,8 @@ pub struct FakeHost {
     pub kvm: Mutex<bool>,
     /// The network namespace of every sandbox.
     pub space: Arc<FakeSpace>,
+    /// Nanoseconds since the epoch.
+    pub clock: std::sync::atomic::AtomicU64,
     /// Undo of this role or path fails.
     pub sticky: Mutex<Option<PathBuf>>,
 }
@@ -72,7 +74,7 @@ impl Platform for FakeHost {
         std::mem::take(&mut *self.kvm.lock().unwrap())
     }
     fn now_ns(&self) -> u64 {
-        42
+        self.clock.load(Ordering::SeqCst)
     }
     fn entropy(&self) -> io::Result<Vec<u8>> {
         self.faults.step("entropy")?;

@@ -74,6 +74,7 @@ impl Bench {
             fsd_end: watch::channel(false).0,
             space: Arc::new(FakeSpace::new(Arc::clone(&faults), Arc::clone(&ledger))),
             kvm: Mutex::new(false),
+            clock: std::sync::atomic::AtomicU64::new(42),
             sticky: Mutex::default(),
         });
         let vmm = Arc::new(FakeVmm {
@@ -81,6 +82,7 @@ impl Bench {
             ledger: Arc::clone(&ledger),
             end: Arc::clone(&vm_end),
             guest: Arc::clone(&guest),
+            killed: std::sync::atomic::AtomicBool::new(false),
         });
         Self {
             dir: tempfile::tempdir().unwrap(),

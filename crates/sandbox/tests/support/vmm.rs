@@ -35,6 +35,14 @@ pub struct FakeVmm {
     pub ledger: Arc<Ledger>,
     pub end: Arc<watch::Sender<bool>>,
     pub guest: Arc<FakeGuest>,
+    pub killed: std::sync::atomic::AtomicBool,
+}
+
+impl FakeVmm {
+    /// The next saved machine is killed while it is loaded.
+    pub fn kill_next_restore(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+    }
 }
 
 pub struct FakeVm {
@@ -64,6 +72,13 @@ impl Vmm for FakeVmm {
                 let mut state = String::new();
                 io::Read::read_to_string(&mut std::fs::File::from(saved.state), &mut state).unwrap();
                 assert_eq!(state, "saved");
+                if self.killed.swap(false, Ordering::SeqCst) {
+                    return Err(VmmError::Ended {
+                        step: "loading the saved machine",
+                        exit: VmExit::Signal(9),
+                        stderr: String::new(),
+                    });
+                }
                 ("restore", false)
             }
         };
