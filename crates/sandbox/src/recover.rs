@@ -34,6 +34,14 @@ impl World {
             Ok(saved) => saved,
             Err(SavedError::Absent { .. }) => {
                 tracing::warn!("nothing was saved: undoing what was begun");
+                // A verb ends the stub it started, unless it was killed too; the stub would wait for us.
+                let stubs = Resource::Process {
+                    role: "stub".into(),
+                    process: None,
+                };
+                if let Err(error) = self.platform.undo(&stubs) {
+                    tracing::error!(%error, "ending the stubs");
+                }
                 self.tear_down().await;
                 return Err(SandboxError::Gone {
                     id: self.plan.id.clone(),

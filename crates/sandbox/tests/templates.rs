@@ -325,6 +325,38 @@ async fn damage_is_found_before_a_vm_is_started() {
     }
 }
 
+/// Both directories may be one: the lock of a maker is no memory that can go.
+#[tokio::test]
+async fn one_directory_for_everything_does() {
+    let bench = Bench::new();
+    let mut plan = plan(&bench, "a");
+    plan.factory
+        .template_memory
+        .clone_from(&plan.factory.template_path);
+    let order = order(&plan);
+    bench.faults.hang_at(Some("save"));
+    let mut making = Box::pin(make(&order, bench.host.as_ref(), bench.vmm.as_ref()));
+    while !bench.faults.reached("save") {
+        tokio::select! {
+            biased;
+            done = &mut making => panic!("{done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let second = make(&order, bench.host.as_ref(), bench.vmm.as_ref())
+        .await
+        .unwrap();
+    assert!(matches!(second, Outcome::BeingMade(_)), "{second:?}");
+    drop(making);
+    bench.faults.hang_at(None);
+    bench.ledger.processes.lock().unwrap().clear();
+    let made = make(&order, bench.host.as_ref(), bench.vmm.as_ref())
+        .await
+        .unwrap();
+    assert!(matches!(made, Outcome::Made(_)), "{made:?}");
+    assert!(life(&bench, plan).await.unwrap().template.is_some());
+}
+
 #[tokio::test]
 async fn gc_keeps_what_is_of_use_and_removes_what_is_stale() {
     let bench = Bench::new();
@@ -387,8 +419,17 @@ async fn a_maker_that_is_killed_at_any_step_is_in_nobodys_way() {
         assert_eq!(start.template, None, "{step}: half of one is none");
         made(&bench).await;
         assert_eq!(files(&order.factory.template_memory).len(), 1, "{step}");
-        assert_eq!(TemplateStore::of(&order.factory).list()[0].condition, Condition::Ready, "{step}");
-        assert!(!files(&order.factory.template_path).iter().any(|name| name.ends_with(".new")), "{step}");
+        assert_eq!(
+            TemplateStore::of(&order.factory).list()[0].condition,
+            Condition::Ready,
+            "{step}"
+        );
+        assert!(
+            !files(&order.factory.template_path)
+                .iter()
+                .any(|name| name.ends_with(".new")),
+            "{step}"
+        );
     }
 }
 

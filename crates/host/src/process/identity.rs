@@ -61,6 +61,11 @@ pub fn alive(pid: i32, start_time: u64) -> Result<bool, IdentityError> {
 /// # Errors
 /// [`IdentityError::Gone`] when it has ended or the pid is another's.
 pub fn open_exact(pid: i32, start_time: u64) -> Result<OwnedFd, IdentityError> {
+    open_if(pid, start_time, |state| !matches!(state, b'Z' | b'X' | b'x'))
+}
+
+/// [`open_exact`], if the process is in a state that does.
+fn open_if(pid: i32, start_time: u64, does: impl Fn(u8) -> bool) -> Result<OwnedFd, IdentityError> {
     if pid <= 0 {
         return Err(IdentityError::NotAPid { pid });
     }
@@ -77,10 +82,9 @@ pub fn open_exact(pid: i32, start_time: u64) -> Result<OwnedFd, IdentityError> {
         }
     };
     // The pidfd holds on to whoever has the pid now, so checking after opening leaves no gap.
-    if alive(pid, start_time)? {
-        Ok(pidfd)
-    } else {
-        Err(gone)
+    match stat(pid)? {
+        Some((state, at)) if at == start_time && does(state) => Ok(pidfd),
+        _ => Err(gone),
     }
 }
 
@@ -101,12 +105,13 @@ pub fn signal_exact(pid: i32, start_time: u64, signal: i32) -> Result<bool, Iden
     Ok(true)
 }
 
-/// Waits at most `within` until exactly this process has ended; false when it still runs.
+/// Waits at most `within` until exactly this process has ended; false when it still runs. A process whose first
+/// thread is a zombie may have others, which still hold its memory and files: it has not ended.
 ///
 /// # Errors
 /// As [`start_time`].
 pub fn wait_gone(pid: i32, start_time: u64, within: Duration) -> Result<bool, IdentityError> {
-    match open_exact(pid, start_time) {
+    match open_if(pid, start_time, |_| true) {
         Err(IdentityError::Gone { .. }) => Ok(true),
         Err(error) => Err(error),
         Ok(pidfd) => deadline::readable(pidfd.as_fd(), Deadline::after(within)).map_err(|source| {

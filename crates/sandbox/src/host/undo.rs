@@ -37,9 +37,8 @@ pub fn undo(resource: &Resource) -> io::Result<()> {
 }
 
 fn end(pid: i32, start_time: u64) -> io::Result<()> {
-    if !signal_exact(pid, start_time, SIGKILL).map_err(io::Error::other)? {
-        return Ok(());
-    }
+    // Also of one that is ending: what it holds goes with its last thread.
+    signal_exact(pid, start_time, SIGKILL).map_err(io::Error::other)?;
     reap(pid);
     if wait_gone(pid, start_time, END_DEADLINE).map_err(io::Error::other)? {
         return Ok(());

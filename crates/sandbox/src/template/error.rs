@@ -40,7 +40,9 @@ pub enum TemplateError {
         source: io::Error,
     },
     /// The file system for the memory knows no holes: every start would copy the zeroes of the whole memory.
-    #[error("{dir} cannot hold the memory of templates: expected a file system with sparse files, as tmpfs or ext4")]
+    #[error(
+        "{dir} cannot hold the memory of templates: expected a file system with sparse files, as tmpfs or ext4"
+    )]
     NoHoles {
         /// The directory.
         dir: PathBuf,

@@ -41,6 +41,9 @@ const REST: Duration = Duration::from_secs(600);
 /// A file system with less free than this is full: the state alone takes more.
 const ROOM: u64 = 256 << 10;
 
+/// Nonce of the file that shows whether there can be holes.
+const PROBE: &str = "holes";
+
 /// A template opened for one start.
 #[derive(Debug)]
 pub struct Template {
@@ -278,7 +281,7 @@ impl TemplateStore {
         let keys = self.keys();
         for path in files(&self.memory) {
             let owner = owner(&path);
-            if owner.is_some_and(|key| !keys.contains(&key)) {
+            if is_memory(&path) && owner.is_some_and(|key| !keys.contains(&key)) {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -286,7 +289,7 @@ impl TemplateStore {
 
     fn memories_of(&self, key: &TemplateKey) -> Vec<PathBuf> {
         let mut all = files(&self.memory);
-        all.retain(|path| owner(path).as_ref() == Some(key));
+        all.retain(|path| is_memory(path) && owner(path).as_ref() == Some(key));
         all
     }
 
@@ -314,9 +317,11 @@ impl TemplateStore {
 
     /// Memory without holes is of no use: it could not be copied at every start.
     pub(super) fn check_holes(&self, key: &TemplateKey) -> Result<(), TemplateError> {
-        bulkhead_host::memory::check_holes(&self.memory(key, "holes")).map_err(|source| TemplateError::NoHoles {
-            dir: self.memory.clone(),
-            source,
+        bulkhead_host::memory::check_holes(&self.memory(key, PROBE)).map_err(|source| {
+            TemplateError::NoHoles {
+                dir: self.memory.clone(),
+                source,
+            }
         })
     }
 
@@ -404,6 +409,15 @@ fn owner(path: &Path) -> Option<TemplateKey> {
     let name = path.file_name()?.to_str()?;
     let name = name.strip_prefix('.').unwrap_or(name);
     TemplateKey::parse(name.split('.').next()?)
+}
+
+/// Whether a file is named as a memory is: both directories may be one, and locks lie there too.
+fn is_memory(path: &Path) -> bool {
+    let nonce = path
+        .extension()
+        .and_then(|nonce| nonce.to_str())
+        .unwrap_or_default();
+    nonce == PROBE || (nonce.len() == 16 && nonce.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

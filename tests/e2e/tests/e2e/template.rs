@@ -1,48 +1,9 @@
 //! Templates: clones that are clones, and differ where they must; damage; makers that are killed.
 
-use bulkhead_e2e::{Lab, VERB, until};
+use crate::shop::Shop;
+use bulkhead_e2e::{VERB, until};
 use serde_json::Value;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-
-/// A lab with templates of its own.
-struct Shop {
-    lab: Lab,
-    config: PathBuf,
-    templates: PathBuf,
-}
-
-impl Shop {
-    fn new(more: &str) -> Self {
-        let lab = Lab::new();
-        let templates = lab.dir().join("templates");
-        let config = lab.dir().join("config.toml");
-        let base = std::fs::read_to_string(Lab::config()).unwrap();
-        let base = base.split("[factory]").next().unwrap();
-        let factory =
-            format!("[factory]\ntemplate_path = {templates:?}\ntemplate_memory = {templates:?}\n{more}");
-        std::fs::write(&config, format!("{base}{factory}")).unwrap();
-        Self {
-            lab,
-            config,
-            templates,
-        }
-    }
-
-    fn call(&self, args: &[&str]) -> bulkhead_e2e::Outcome {
-        let config = self.config.to_str().unwrap();
-        self.lab.call_with(&["--config", config], args).within(VERB).run()
-    }
-
-    fn list(&self) -> Vec<Value> {
-        let list = self.call(&["template", "list", "--format", "json"]).ok().json();
-        list.as_array().unwrap().clone()
-    }
-
-    fn provenance(&self, id: &str) -> Value {
-        self.call(&["inspect", id]).ok().json()["provenance"].clone()
-    }
-}
 
 fn now() -> f64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
