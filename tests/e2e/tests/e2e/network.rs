@@ -292,3 +292,49 @@ fn what_cannot_be_a_pods_network_is_refused() {
     refused(Some("/run/netns/absent"), &["/run/netns/absent", "No such file"]);
     refused(Some("/etc/passwd"), &["/etc/passwd", "not a network namespace"]);
 }
+
+/// With several vCPUs, an interface of several queues is a card of several; a macvlan is a card too.
+#[test]
+#[ignore = "needs a VM"]
+fn several_queues_and_a_macvlan() {
+    let lab = Lab::new();
+    let net = Net::new(&lab);
+    let pod = net.pod(0);
+    net.ip(&pod, "link del eth0");
+    let full = net.path(&pod);
+    let full = full.file_name().unwrap().to_str().unwrap();
+    for arguments in [
+        format!("link add q0 type veth peer name eth0 netns {full} numtxqueues 2 numrxqueues 2"),
+        "link set q0 master br0 up".to_owned(),
+        "link add m0 type veth peer name under".to_owned(),
+        "link set m0 master br0 up".to_owned(),
+        "link set under up".to_owned(),
+        format!("link add link under name mac0 netns {full} type macvlan mode bridge"),
+    ] {
+        net.ip("world", &arguments);
+    }
+    for arguments in [
+        "addr add 10.77.0.10/24 dev eth0",
+        "link set eth0 up",
+        "addr add 10.77.0.20/24 dev mac0",
+        "link set mac0 up",
+    ] {
+        net.ip(&pod, arguments);
+    }
+    let id = lab.id();
+    let bundle = in_netns(&lab, &net.path(&pod)).with(|config| {
+        // One CPU beside the VM's own.
+        config["linux"]["resources"] = json!({"cpu": {"quota": 100_000, "period": 100_000}});
+    });
+    lab.run_detached(&bundle, &id);
+    let queues = inside(
+        &lab,
+        &id,
+        "for i in eth0 mac0; do echo $i $(ls -d /sys/class/net/$i/queues/rx-* | wc -l); done",
+    );
+    assert_eq!(queues, "eth0 2\nmac0 1\n");
+    for interface in ["eth0", "mac0"] {
+        inside(&lab, &id, &format!("ping -I {interface} -c 2 -W 20 10.77.0.1"));
+    }
+    lab.delete(&id);
+}
