@@ -25,6 +25,8 @@ pub(super) fn kernel_line(plan: &VmPlan, accelerator: Accelerator, tsc_khz: Opti
         // Self-tests of a random generator and a key derivation nobody asks for, and names in trace formats:
         // 300 ms under the translator. A kernel that has no such function ignores it.
         "initcall_blacklist=jent_mod_init,crypto_kdf108_init,trace_eval_init",
+        // A driver that is built in makes an interface of its own, which no namespace has.
+        "dummy.numdummies=0",
         // Added memory becomes movable as far as that is safe for the kernel's own needs: only movable memory
         // can be taken away again (kernel docs, memory-hotplug).
         "memory_hotplug.online_policy=auto-movable",

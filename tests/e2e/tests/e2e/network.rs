@@ -86,6 +86,8 @@ fn a_veth_and_all_that_is_on_it() {
     ] {
         assert!(shown.contains(there), "{there:?} is not in:\n{shown}");
     }
+    // Nothing but what the namespace has.
+    assert_eq!(inside(&lab, &id, "ls /sys/class/net"), "eth0\nlo\n");
     inside(
         &lab,
         &id,
