@@ -5,6 +5,7 @@
 
 use crate::devices::{self, DeviceError};
 use crate::limits::{self, LimitError};
+use crate::programs::Programs;
 use crate::sys::bpf;
 use bulkhead_model::oci::{LinuxDevice, LinuxDeviceCgroup, LinuxResources};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where cgroup v2 is mounted.
@@ -74,7 +75,7 @@ pub(crate) enum CgroupError {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
-    program: Mutex<Option<OwnedFd>>,
+    program: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + '_ {
@@ -131,6 +132,13 @@ impl Cgroup {
         })
     }
 
+    /// Its path below the mount, as `/proc/<pid>/cgroup` has it.
+    #[must_use]
+    pub(crate) fn name(&self) -> String {
+        let below = self.path.strip_prefix(MOUNT).unwrap_or(&self.path);
+        format!("/{}", below.display())
+    }
+
     /// Its directory.
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
@@ -183,19 +191,23 @@ impl Cgroup {
         rules: &[LinuxDeviceCgroup],
         devices: &[LinuxDevice],
         port_major: Option<u32>,
+        programs: &Programs,
     ) -> Result<(), CgroupError> {
         let program = devices::program(rules, devices, port_major)?;
         let refused = |source| CgroupError::Program {
             path: self.path.clone(),
             source,
         };
-        let directory = File::open(&self.path).map_err(refused)?;
-        let loaded = bpf::load_device_program(&program).map_err(refused)?;
+        let loaded = programs.load(program).map_err(refused)?;
         let mut former = self.program.lock().unwrap_or_else(PoisonError::into_inner);
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(former, &loaded)) {
+            return Ok(());
+        }
+        let directory = File::open(&self.path).map_err(refused)?;
         bpf::attach(
             directory.as_fd(),
             loaded.as_fd(),
-            former.as_ref().map(AsFd::as_fd),
+            former.as_ref().map(|former| former.as_fd()),
         )
         .map_err(refused)?;
         *former = Some(loaded);

@@ -136,9 +136,13 @@ impl Container {
         }
         let rootfs = std::path::PathBuf::from(&request.rootfs);
         crate::paths::open(&rootfs).map_err(|error| invalid("rootfs", &error))?;
+        let limiting = step("cgroup and limits");
+        let cgroup = Arc::new(services.cgroup(id).map_err(|error| cgroup_refusal(&error))?);
+        undo.cgroup = Some(cgroup.clone());
+        drop(limiting);
         let facts = Facts {
             rootfs,
-            cgroup: format!("/{}/{id}", crate::cgroup::PARENT),
+            cgroup: cgroup.name(),
             seccomp: request.seccomp,
             terminal: stdio.terminal,
             whole_dev: request.whole_dev,
@@ -155,8 +159,6 @@ impl Container {
         apply_sysctls(&rewritten)?;
         apply_swappiness(&rewritten.resources)?;
         let limiting = step("cgroup and limits");
-        let cgroup = Arc::new(Cgroup::create(id).map_err(|error| cgroup_refusal(&error))?);
-        undo.cgroup = Some(cgroup.clone());
         for line in cgroup
             .apply(&rewritten.resources)
             .map_err(|error| cgroup_refusal(&error))?
@@ -164,7 +166,12 @@ impl Container {
             services.events.log("warn", format!("container {id}: {line}"));
         }
         cgroup
-            .restrict_devices(&rewritten.rules, &rewritten.devices, services.port_major)
+            .restrict_devices(
+                &rewritten.rules,
+                &rewritten.devices,
+                services.port_major,
+                &services.programs,
+            )
             .map_err(|error| cgroup_refusal(&error))?;
         drop(limiting);
 
@@ -182,7 +189,11 @@ impl Container {
             .as_ref()
             .map_or((0, 0), |process| owner(process, rewritten.users.as_ref()));
         let engine = services.engine.as_ref();
-        let (made, init) = launch(services, &stdio, owner, request.pipe_bytes, &cgroup, |child| {
+        let group = Group {
+            cgroup: &cgroup,
+            kills: 0,
+        };
+        let (made, init) = launch(services, &stdio, owner, request.pipe_bytes, &group, |child| {
             let _step = step("clone, mounts, pivot");
             let Made {
                 handle,
@@ -298,7 +309,11 @@ impl Container {
             attributes: Attributes::of(&process, self.shared.confinement.clone()),
         };
         let engine = services.engine.as_ref();
-        let ((), running) = launch(services, stdio, owner, self.pipe_bytes, &self.cgroup, |child| {
+        let group = Group {
+            cgroup: &self.cgroup,
+            kills: self.cgroup.oom_kills(),
+        };
+        let ((), running) = launch(services, stdio, owner, self.pipe_bytes, &group, |child| {
             let _step = step("clone, join, exec");
             Ok(((), engine.exec(order, self.cgroup.path(), child)?))
         })?;
@@ -381,7 +396,7 @@ impl Container {
         }
         if let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) {
             self.cgroup
-                .restrict_devices(rules, &self.devices, services.port_major)
+                .restrict_devices(rules, &self.devices, services.port_major, &services.programs)
                 .map_err(|error| cgroup_refusal(&error))?;
         }
         Ok(())
@@ -487,13 +502,19 @@ fn owner(process: &oci::Process, users: Option<&UserMaps>) -> (u32, u32) {
     }
 }
 
+/// The cgroup of a process that is made, and what it counted before: nothing where it is new, and need not be asked.
+struct Group<'a> {
+    cgroup: &'a Arc<Cgroup>,
+    kills: u64,
+}
+
 /// Starts a process by `start`, which gets the child's ends, connects its streams and watches it.
 fn launch<T>(
     services: &Services,
     stdio: &Stdio,
     owner: (u32, u32),
     pipe_bytes: u32,
-    cgroup: &Arc<Cgroup>,
+    group: &Group<'_>,
     start: impl FnOnce(Vec<OwnedFd>) -> Result<(T, Launched), Refusal>,
 ) -> Result<(T, Process), Refusal> {
     let trouble = |error: stdio::StdioError| Refusal::internal("standard streams", &error);
@@ -513,14 +534,23 @@ fn launch<T>(
             Some(terminal),
             claim,
             &services.endpoint,
-            cgroup,
+            group.cgroup,
+            group.kills,
         );
         return Ok((kept, process));
     }
     let (child, ends) = Ends::pipes(streams, owner, pipe_bytes).map_err(trouble)?;
     let (kept, launched) = start(child)?;
     ends.connect(&services.endpoint, streams).map_err(trouble)?;
-    let process = Process::watch(launched.pid, streams, None, claim, &services.endpoint, cgroup);
+    let process = Process::watch(
+        launched.pid,
+        streams,
+        None,
+        claim,
+        &services.endpoint,
+        group.cgroup,
+        group.kills,
+    );
     Ok((kept, process))
 }
 

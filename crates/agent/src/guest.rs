@@ -3,6 +3,7 @@
 //! Owns: the table of containers and the sandbox's shared /dev/shm. Never: speaks the wire (see `service`).
 //! Calls block.
 
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::events::Events;
@@ -10,6 +11,7 @@ use crate::launch::Refusal;
 use crate::modules::Modules;
 use crate::network::Networks;
 use crate::oom::OomWatch;
+use crate::programs::Programs;
 use crate::reaper::Reaper;
 use crate::spec::Facts;
 use crate::steps::step;
@@ -46,8 +48,28 @@ pub(crate) struct Services {
     pub(crate) events: Arc<Events>,
     /// Out-of-memory kills.
     pub(crate) oom: OomWatch,
+    /// Device programs in the kernel.
+    pub(crate) programs: Programs,
+    /// A cgroup without limits for the next container.
+    pub(crate) spare: Mutex<Option<Cgroup>>,
     /// Major number of the agent's own ports.
     pub(crate) port_major: Option<u32>,
+}
+
+impl Services {
+    /// A new cgroup for container `id`: the one that was set aside, if there is one.
+    ///
+    /// # Errors
+    /// See [`Cgroup::create`].
+    pub(crate) fn cgroup(&self, id: &str) -> Result<Cgroup, CgroupError> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spare.map_or_else(|| Cgroup::create(id), Ok)
+    }
+
+    /// Sets `cgroup` aside for the next container.
+    pub(crate) fn keep_spare(&self, cgroup: Cgroup) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(cgroup);
+    }
 }
 
 #[derive(Default)]

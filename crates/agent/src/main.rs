@@ -29,7 +29,9 @@ mod pci;
 mod ports;
 mod process;
 mod program;
+mod programs;
 mod reaper;
+mod rehearsal;
 mod service;
 mod spec;
 mod stats;
@@ -47,7 +49,12 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A thread that has made a call is kept for the next one: starting one costs as much as many a call. Also what a template
+/// was saved with, whose clones go on where its clock stood.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// Optional abilities, by name.
 const CAPABILITIES: [&str; 7] = [
@@ -90,6 +97,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(64)
+        .thread_keep_alive(IDLE)
         .thread_stack_size(512 << 10)
         .build()?;
     runtime.block_on(async move {
@@ -104,6 +112,8 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
             modules,
             oom: oom::OomWatch::start(events.clone())?,
             events,
+            programs: programs::Programs::default(),
+            spare: Mutex::default(),
             port_major: ports::major(),
         });
         let service = Arc::new(service::Service::new(Arc::new(guest)));

@@ -89,10 +89,11 @@ impl Modules {
         let line = line.trim();
         let (name, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let name = name.replace('-', "_");
-        if Path::new("/sys/module").join(&name).exists() {
+        if self.is_settled(&name) {
             return Ok(());
         }
-        if self.built_in(&name) {
+        if Path::new("/sys/module").join(&name).exists() || self.built_in(&name) {
+            self.settle(&name);
             return Ok(());
         }
         let mut order = Vec::new();
@@ -111,6 +112,17 @@ impl Modules {
             loaded.push(one);
         }
         Ok(())
+    }
+
+    /// Modules never go: one that was found needs no second look.
+    fn is_settled(&self, name: &str) -> bool {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.iter().any(|one| one == name)
+    }
+
+    fn settle(&self, name: &str) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.push(name.to_owned());
     }
 
     /// Whether the kernel lists it among what is part of it; not every such module is in /sys.

@@ -55,7 +55,7 @@ impl OomWatch {
         Ok(Self { inotify, watched })
     }
 
-    /// Watches the cgroup of `container` until it is removed.
+    /// Watches the new cgroup of `container` until it is removed.
     ///
     /// # Errors
     /// The kernel has no memory controller, or no more watches.
@@ -69,7 +69,7 @@ impl OomWatch {
             Watched {
                 container: container.to_owned(),
                 cgroup: Arc::downgrade(cgroup),
-                seen: cgroup.oom_kills(),
+                seen: 0,
             },
         );
         Ok(())

@@ -42,7 +42,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Takes charge of `pid`, whose streams are connected.
+    /// Takes charge of `pid`, whose streams are connected. `before` is how many kills for want of memory `cgroup` had
+    /// counted when it was made.
     #[must_use]
     pub(crate) fn watch(
         pid: i32,
@@ -51,11 +52,11 @@ impl Process {
         claim: Claim,
         endpoint: &Endpoint,
         cgroup: &Arc<Cgroup>,
+        before: u64,
     ) -> Self {
         // Gone already if this fails; then nothing is to be signalled either.
         let fd = pidfd::open(pid).ok();
         let (tell, exit) = watch::channel(None);
-        let before = cgroup.oom_kills();
         let (endpoint, cgroup) = (endpoint.clone(), cgroup.clone());
         claim.watch(pid, move |status| {
             let kills = cgroup.oom_kills();

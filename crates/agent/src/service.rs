@@ -6,7 +6,7 @@
 use crate::calls::Calls;
 use crate::guest::Guest;
 use crate::launch::Refusal;
-use crate::{flush, hotplug, listing, stats, stdio, steps};
+use crate::{flush, hotplug, listing, rehearsal, stats, stdio, steps};
 use async_trait::async_trait;
 use bulkhead_model::{ExitStatus, FailureKind};
 use bulkhead_protocol::api::agent::{
@@ -31,6 +31,14 @@ enum Answer {
 
 type Outcome = Result<Answer, Refusal>;
 
+/// What a call does. Of one type for all calls, see `guest_end::detached`.
+type Work = Box<dyn FnOnce(&Guest) -> Outcome + Send>;
+
+/// Work that has nothing to answer.
+fn plain(work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static) -> Work {
+    Box::new(move |guest| work(guest).map(|()| Answer::Done))
+}
+
 /// A call that changes something, as its trace names it.
 struct Called {
     name: &'static str,
@@ -48,7 +56,7 @@ impl Called {
     }
 
     /// Does it and, where the sandbox is traced (O-15), tells how long it took and how it failed.
-    fn traced(&self, guest: &Guest, work: impl FnOnce(&Guest) -> Outcome) -> Outcome {
+    fn traced(&self, guest: &Guest, work: Work) -> Outcome {
         let began = Instant::now();
         let outcome = work(guest);
         if guest.is_traced() {
@@ -88,50 +96,25 @@ impl Service {
     }
 
     /// Runs `work` once per request id, on a thread that may block.
-    async fn once(
-        &self,
-        call: Called,
-        work: impl FnOnce(&Guest) -> Outcome + Send + 'static,
-    ) -> ttrpc::Result<(Answer, Steps)> {
+    async fn once(&self, call: Called, work: Work) -> ttrpc::Result<(Answer, Steps)> {
         let guest = self.guest.clone();
         let id = call.id.clone();
-        let run = || async move {
-            tokio::task::spawn_blocking(move || steps::during(|| call.traced(&guest, work)))
-                .await
-                .unwrap_or_else(|error| {
-                    let refusal = Refusal {
-                        kind: FailureKind::Internal,
-                        message: format!("the call broke off in the agent: {error}"),
-                    };
-                    (Err(refusal), Steps::default())
-                })
-        };
+        let run = Box::new(move || steps::during(|| call.traced(&guest, work)));
         let (outcome, steps) = self.calls.once(&id, run).await.ok_or_else(torn)?;
         Ok((outcome.map_err(refused)?, steps))
     }
 
     /// A call that answers with nothing but what it did.
-    async fn measured(
-        &self,
-        call: Called,
-        work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static,
-    ) -> ttrpc::Result<Done> {
-        let (_, steps) = self
-            .once(call, move |guest| work(guest).map(|()| Answer::Done))
-            .await?;
+    async fn measured(&self, call: Called, work: Work) -> ttrpc::Result<Done> {
+        let (_, steps) = self.once(call, work).await?;
         Ok(Done {
             steps: Some(steps).into(),
             ..Default::default()
         })
     }
 
-    async fn done(
-        &self,
-        call: Called,
-        work: impl FnOnce(&Guest) -> Result<(), Refusal> + Send + 'static,
-    ) -> ttrpc::Result<Empty> {
-        self.once(call, move |guest| work(guest).map(|()| Answer::Done))
-            .await?;
+    async fn done(&self, call: Called, work: Work) -> ttrpc::Result<Empty> {
+        self.once(call, work).await?;
         Ok(Empty::new())
     }
 
@@ -152,7 +135,8 @@ impl Service {
 impl Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Done> {
         let call = Called::new("configure", "", &request.request_id);
-        self.measured(call, move |guest| guest.configure(&request)).await
+        self.measured(call, plain(move |guest| guest.configure(&request)))
+            .await
     }
 
     async fn create_container(
@@ -162,7 +146,10 @@ impl Agent for Service {
     ) -> ttrpc::Result<CreateContainerResponse> {
         let call = Called::new("create_container", &request.container, &request.request_id);
         let (answer, steps) = self
-            .once(call, move |guest| guest.create(&request).map(Answer::Pid))
+            .once(
+                call,
+                Box::new(move |guest| guest.create(&request).map(Answer::Pid)),
+            )
             .await?;
         let Answer::Pid(guest_pid) = answer else {
             return Err(torn());
@@ -176,28 +163,32 @@ impl Agent for Service {
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Done> {
         let call = Called::new("start_container", &request.container, &request.request_id);
-        self.measured(call, move |guest| {
-            guest.container(&request.container)?.start(&guest.services)
-        })
+        self.measured(
+            call,
+            plain(move |guest| guest.container(&request.container)?.start(&guest.services)),
+        )
         .await
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Done> {
         let call = Called::new("remove_container", &request.container, &request.request_id);
-        self.measured(call, move |guest| guest.remove(&request.container))
+        self.measured(call, plain(move |guest| guest.remove(&request.container)))
             .await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
         let call = Called::new("exec", &request.container, &request.request_id);
         let (answer, steps) = self
-            .once(call, move |guest| {
-                let container = guest.container(&request.container)?;
-                let stdio = request.stdio.clone().unwrap_or_default();
-                container
-                    .exec(&guest.services, &request.exec, &request.process, &stdio)
-                    .map(Answer::Pid)
-            })
+            .once(
+                call,
+                Box::new(move |guest| {
+                    let container = guest.container(&request.container)?;
+                    let stdio = request.stdio.clone().unwrap_or_default();
+                    container
+                        .exec(&guest.services, &request.exec, &request.process, &stdio)
+                        .map(Answer::Pid)
+                }),
+            )
             .await?;
         let Answer::Pid(guest_pid) = answer else {
             return Err(torn());
@@ -211,11 +202,14 @@ impl Agent for Service {
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("signal", &request.container, &request.request_id);
-        self.done(call, move |guest| {
-            guest
-                .container(&request.container)?
-                .signal(&request.exec, request.signal, request.all)
-        })
+        self.done(
+            call,
+            plain(move |guest| {
+                guest
+                    .container(&request.container)?
+                    .signal(&request.exec, request.signal, request.all)
+            }),
+        )
         .await
     }
 
@@ -248,11 +242,14 @@ impl Agent for Service {
 
     async fn forget_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("forget_process", &request.container, &request.request_id);
-        self.done(call, move |guest| match guest.container(&request.container) {
-            Ok(container) => container.forget(&guest.services, &request.exec),
-            // Gone with its container.
-            Err(_) => Ok(()),
-        })
+        self.done(
+            call,
+            plain(move |guest| match guest.container(&request.container) {
+                Ok(container) => container.forget(&guest.services, &request.exec),
+                // Gone with its container.
+                Err(_) => Ok(()),
+            }),
+        )
         .await
     }
 
@@ -297,27 +294,32 @@ impl Agent for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("pause", &request.container, &request.request_id);
-        self.done(call, move |guest| {
-            guest.container(&request.container)?.freeze(true)
-        })
+        self.done(
+            call,
+            plain(move |guest| guest.container(&request.container)?.freeze(true)),
+        )
         .await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("resume", &request.container, &request.request_id);
-        self.done(call, move |guest| {
-            guest.container(&request.container)?.freeze(false)
-        })
+        self.done(
+            call,
+            plain(move |guest| guest.container(&request.container)?.freeze(false)),
+        )
         .await
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("update", &request.container, &request.request_id);
-        self.done(call, move |guest| {
-            guest
-                .container(&request.container)?
-                .update(&guest.services, &request.resources)
-        })
+        self.done(
+            call,
+            plain(move |guest| {
+                guest
+                    .container(&request.container)?
+                    .update(&guest.services, &request.resources)
+            }),
+        )
         .await
     }
 
@@ -338,12 +340,15 @@ impl Agent for Service {
     async fn online(&self, _: &TtrpcContext, request: OnlineRequest) -> ttrpc::Result<OnlineResponse> {
         let call = Called::new("online", "", &request.request_id);
         let (answer, _) = self
-            .once(call, move |_| {
-                let trouble = |error: hotplug::HotplugError| Refusal::internal("hot-plug", &error);
-                let cpus = hotplug::cpus(request.cpus).map_err(trouble)?;
-                let memory = hotplug::memory(request.memory).map_err(trouble)?;
-                Ok(Answer::Online(cpus, memory))
-            })
+            .once(
+                call,
+                Box::new(move |_| {
+                    let trouble = |error: hotplug::HotplugError| Refusal::internal("hot-plug", &error);
+                    let cpus = hotplug::cpus(request.cpus).map_err(trouble)?;
+                    let memory = hotplug::memory(request.memory).map_err(trouble)?;
+                    Ok(Answer::Online(cpus, memory))
+                }),
+            )
             .await?;
         let Answer::Online(cpus, memory_bytes) = answer else {
             return Err(torn());
@@ -369,7 +374,13 @@ impl Agent for Service {
 
     async fn update_network(&self, _: &TtrpcContext, request: UpdateNetworkRequest) -> ttrpc::Result<Empty> {
         let call = Called::new("update_network", "", &request.request_id);
-        self.done(call, move |guest| guest.update_network(&request)).await
+        self.done(call, plain(move |guest| guest.update_network(&request)))
+            .await
+    }
+
+    async fn rehearse(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.read(rehearsal::rehearse).await?;
+        Ok(Empty::new())
     }
 
     async fn sync(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

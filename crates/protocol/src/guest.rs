@@ -288,6 +288,8 @@ pub trait Guest: Send + Sync {
     async fn next_events(&self, after: u64) -> Result<Vec<(u64, GuestEvent)>, GuestError>;
     /// Makes the guest's network this, the whole of it; waits for cards that are being plugged.
     async fn update_network(&self, network: GuestNetwork) -> Result<(), GuestError>;
+    /// Has a guest without containers make one, run it and remove it: what is done once is done then.
+    async fn rehearse(&self) -> Result<(), GuestError>;
     /// Flushes file systems.
     async fn sync(&self) -> Result<(), GuestError>;
 

@@ -78,7 +78,7 @@ impl Launcher {
         cgroup: &File,
         stdio: &[OwnedFd],
     ) -> Result<(Launched, Waiting), Refusal> {
-        let body = serde_json::to_vec(order).map_err(|error| trouble(&error))?;
+        let body = postcard::to_stdvec(order).map_err(|error| trouble(&error))?;
         let (ours, theirs) = packets::pair().map_err(|error| trouble(&error))?;
         let mut all: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), cgroup.as_fd()];
         all.extend(stdio.iter().map(AsFd::as_fd));
@@ -139,7 +139,7 @@ impl Waiting {
         });
         match received? {
             Some((body, descriptor)) => {
-                let message = serde_json::from_slice(&body).map_err(|error| trouble(&error))?;
+                let message = postcard::from_bytes(&body).map_err(|error| trouble(&error))?;
                 Ok(Some((message, descriptor)))
             }
             None => Ok(None),

@@ -1,4 +1,5 @@
-//! What the agent asks of the fork server, and what comes back. JSON, both in this binary.
+//! What the agent asks of the fork server, and what comes back. Both ends are this binary: `postcard`, whose reader is a
+//! fraction of what JSON needs, and in a translated guest code costs what it is long.
 
 use super::attributes::Attributes;
 use super::plan::Plan;

@@ -37,7 +37,7 @@ pub(super) fn serve(orders: &UnixStream) -> io::Result<()> {
         let Some(voice) = descriptors.next().map(Voice::new) else {
             continue;
         };
-        let order = match serde_json::from_slice::<Order>(&body) {
+        let order = match postcard::from_bytes::<Order>(&body) {
             Ok(order) => order,
             Err(error) => {
                 voice.refused(Refusal::internal("order", &error));

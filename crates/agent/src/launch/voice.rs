@@ -55,7 +55,7 @@ impl Voice {
 
 fn encode(message: &Message) -> Vec<u8> {
     // Plain enums of text and numbers can always be encoded.
-    serde_json::to_vec(message).unwrap_or_default()
+    postcard::to_stdvec(message).unwrap_or_default()
 }
 
 /// The pid of this process as the agent knows it.

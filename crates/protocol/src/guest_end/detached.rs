@@ -15,7 +15,9 @@ use crate::api::agent_ttrpc::Agent;
 use crate::refusal::refuse;
 use async_trait::async_trait;
 use bulkhead_model::FailureKind;
+use std::pin::Pin;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 use ttrpc::r#async::TtrpcContext;
 
 pub(super) struct Detached(pub(super) Arc<dyn Agent + Send + Sync>);
@@ -27,12 +29,15 @@ macro_rules! detached {
             $(async fn $method(&self, context: &TtrpcContext, request: $request) -> ttrpc::Result<$response> {
                 let service = Arc::clone(&self.0);
                 let context = copy(context);
-                tokio::spawn(async move { service.$method(&context, request).await })
-                    .await
-                    .unwrap_or_else(|error| Err(refuse(
-                        FailureKind::Internal,
-                        format!("the agent failed in {}: {error}", stringify!($method)),
-                    )))
+                let (tell, answer) = oneshot::channel();
+                apart(Box::pin(async move {
+                    // Nobody listens any more when the connection ended.
+                    let _ = tell.send(service.$method(&context, request).await);
+                }));
+                answer.await.unwrap_or_else(|_| Err(refuse(
+                    FailureKind::Internal,
+                    format!("the agent failed in {}", stringify!($method)),
+                )))
             })*
 
             // These two only wait: they end with their caller.
@@ -66,7 +71,14 @@ detached! {
     stats(ContainerRequest) -> StatsResponse;
     online(OnlineRequest) -> OnlineResponse;
     sync(Empty) -> Empty;
+    rehearse(Empty) -> Empty;
     update_network(UpdateNetworkRequest) -> Empty;
+}
+
+/// Of one type for all methods: a task's machinery is compiled for each type of future, and in a translated guest every
+/// copy of it costs its translation.
+fn apart(call: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    tokio::spawn(call);
 }
 
 fn copy(context: &TtrpcContext) -> TtrpcContext {

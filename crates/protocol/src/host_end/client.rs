@@ -386,6 +386,12 @@ impl Guest for Client {
         self.call("update_network", Some(LONG), answer).await.map(drop)
     }
 
+    async fn rehearse(&self) -> Result<(), GuestError> {
+        let request = Empty::new();
+        let answer = self.agent.0.rehearse(Context::default(), &request);
+        self.call("rehearse", Some(LONG), answer).await.map(drop)
+    }
+
     async fn sync(&self) -> Result<(), GuestError> {
         let request = Empty::default();
         let answer = self.agent.0.sync(Context::default(), &request);

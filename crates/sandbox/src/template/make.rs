@@ -17,7 +17,7 @@ use super::store::TemplateStore;
 use crate::journal::Resource;
 use crate::platform::{GuestPorts, Platform};
 use bulkhead_model::HostProcess;
-use bulkhead_protocol::{Guest, GuestIdentity};
+use bulkhead_protocol::{Guest, GuestError, GuestIdentity};
 use bulkhead_vmm::{Launch, Origin, Vm, Vmm, VmmError};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -119,6 +119,12 @@ impl Bench<'_> {
         // What a first call brings about in the agent is in the template then, not in every start.
         let first = guest.configure(GuestIdentity::default());
         alive(&vm, "warming up", first).await??;
+        match alive(&vm, "rehearsing", guest.rehearse()).await? {
+            Ok(()) => {}
+            // A template of a guest that refuses does as well, only later.
+            Err(error @ GuestError::Refused { .. }) => tracing::warn!(%error, "the guest did not rehearse"),
+            Err(error) => return Err(error.into()),
+        }
         let snapshot = vm.snapshot().ok_or_else(|| VmmError::Unsupported {
             option: "template",
             value: "on".into(),

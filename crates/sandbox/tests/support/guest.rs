@@ -219,6 +219,10 @@ impl Guest for FakeGuest {
         self.ledger.networks.lock().unwrap().push(network);
         Ok(())
     }
+    async fn rehearse(&self) -> Result<(), GuestError> {
+        self.ledger.note("rehearse");
+        self.faults.guest("rehearse")
+    }
     async fn sync(&self) -> Result<(), GuestError> {
         self.faults.guest("sync")
     }

@@ -1,0 +1,198 @@
+//! A container that comes and goes before there is any: for a template, whose clones then find done what is done once.
+//!
+//! ```text
+//!  create ─► exec ─► start ─► its end ─► remove ─► a cgroup is set aside for the first container
+//! ```
+//! What the kernel makes at first use (slab caches, workers, static keys), what the agent needs once (threads, heap, the
+//! device program most containers have) and the pages both touch are in the template's memory from then on. Nothing that
+//! a container could see stays but the cgroup, which is empty and has counted nothing.
+//!
+//! Owns: what is rehearsed. Called by `service`.
+
+use crate::cgroup::Cgroup;
+use crate::guest::Guest;
+use crate::launch::Refusal;
+use crate::paths;
+use crate::process::Process;
+use bulkhead_model::FailureKind;
+use bulkhead_protocol::api::agent::CreateContainerRequest;
+use serde_json::json;
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// There is no other when it is made.
+const CONTAINER: &str = "rehearsal";
+
+/// Of a cgroup that is set aside; no id of a container has such a sign.
+const SPARE: &str = "@first";
+
+/// For a program that ends at once.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Modules that containers ask for.
+const MODULES: [&str; 2] = ["virtiofs", "virtio_net"];
+
+/// Where the code lies in memory: behind the headers of the first page.
+const ENTRY: u64 = 0x40_0000 + 64 + 56;
+
+/// `xor edi, edi; mov eax, SYS_exit; syscall`.
+const CODE: [u8; 9] = [0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
+
+/// A program that exits with 0: the least an ELF file can be, elf(5).
+fn program() -> Vec<u8> {
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let size = 64 + 56 + CODE.len() as u64;
+    // e_type (executable), e_machine (x86-64), e_version, e_entry, e_phoff, e_shoff, e_flags
+    file.extend([2_u8, 0, 62, 0, 1, 0, 0, 0]);
+    for word in [ENTRY, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(0_u32.to_le_bytes());
+    // e_ehsize, e_phentsize, e_phnum, and no sections
+    for half in [64_u16, 56, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // p_type (load), p_flags (read, execute)
+    for word in [1_u32, 5] {
+        file.extend(word.to_le_bytes());
+    }
+    // p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
+    for word in [0, 0x40_0000, 0x40_0000, size, size, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(CODE);
+    file
+}
+
+fn process() -> serde_json::Value {
+    let capabilities = json!(["CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    json!({
+        "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
+        "args": ["/exit"],
+        "env": ["PATH=/"],
+        "cwd": "/",
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+        "noNewPrivileges": true
+    })
+}
+
+/// What engines put into the specification of an ordinary container.
+fn spec() -> serde_json::Value {
+    let kinds = ["pid", "ipc", "uts", "mount", "cgroup"];
+    let namespaces: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+    let mount = |kind: &str, at: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
+    let plain = ["nosuid", "noexec", "nodev"];
+    json!({
+        "ociVersion": "1.0.2",
+        "process": process(),
+        "root": {"path": "rootfs"},
+        "hostname": CONTAINER,
+        "mounts": [
+            mount("proc", "/proc", &plain),
+            mount("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+            mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("mqueue", "/dev/mqueue", &plain),
+            mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("cgroup2", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"]),
+        ],
+        "linux": {
+            "namespaces": namespaces,
+            "resources": {"cpu": {"shares": 1024}, "pids": {"limit": 1024}},
+            "maskedPaths": ["/proc/kcore", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+fn internal(what: &str) -> impl FnOnce(std::io::Error) -> Refusal + '_ {
+    move |error| Refusal::internal(what, &error)
+}
+
+/// Rehearses. Blocks; for a guest that has no container.
+///
+/// # Errors
+/// [`Refusal`] of the step that failed. Nothing is left then either.
+pub(crate) fn rehearse(guest: &Guest) -> Result<(), Refusal> {
+    let directory = Path::new(paths::BASE).join(CONTAINER);
+    let result = furnish(&directory).and_then(|rootfs| perform(guest, &rootfs));
+    let removed = guest.remove(CONTAINER);
+    // In the way of nothing.
+    let _ = fs::remove_dir_all(&directory);
+    result.and(removed)?;
+    for module in MODULES {
+        // What a kernel does not have is asked for again by those who need it.
+        let _ = guest.services.modules.load_if_there(module);
+    }
+    set_aside(guest)
+}
+
+fn furnish(directory: &Path) -> Result<PathBuf, Refusal> {
+    let rootfs = directory.join("rootfs");
+    fs::create_dir_all(&rootfs).map_err(internal("making a root"))?;
+    let path = rootfs.join("exit");
+    File::create(&path)
+        .and_then(|mut file| {
+            file.write_all(&program())?;
+            file.set_permissions(Permissions::from_mode(0o755))
+        })
+        .map_err(internal("writing a program"))?;
+    Ok(rootfs)
+}
+
+fn perform(guest: &Guest, rootfs: &Path) -> Result<(), Refusal> {
+    let services = &guest.services;
+    guest.create(&CreateContainerRequest {
+        container: CONTAINER.to_owned(),
+        spec: spec().to_string().into_bytes(),
+        rootfs: rootfs.display().to_string(),
+        seccomp: true,
+        bundle: "/".to_owned(),
+        ..CreateContainerRequest::default()
+    })?;
+    let container = guest.container(CONTAINER)?;
+    container.exec(
+        services,
+        "exec",
+        process().to_string().as_bytes(),
+        &bulkhead_protocol::api::agent::Stdio::default(),
+    )?;
+    ended(container.process("exec")?.as_ref())?;
+    container.forget(services, "exec")?;
+    container.start(services)?;
+    ended(container.init())
+}
+
+/// Waits for its end.
+fn ended(process: &Process) -> Result<(), Refusal> {
+    let mut exit = process.exit();
+    let waiting = async move {
+        let ended = tokio::time::timeout(DEADLINE, exit.wait_for(Option::is_some)).await;
+        ended.is_ok_and(|told| told.is_ok())
+    };
+    if tokio::runtime::Handle::current().block_on(waiting) {
+        return Ok(());
+    }
+    Err(Refusal {
+        kind: FailureKind::DeadlineExceeded,
+        message: format!(
+            "a program that exits at once did not within {} s",
+            DEADLINE.as_secs()
+        ),
+    })
+}
+
+fn set_aside(guest: &Guest) -> Result<(), Refusal> {
+    let services = &guest.services;
+    let refused = |error| Refusal::internal("setting a cgroup aside", &error);
+    let cgroup = Cgroup::create(SPARE).map_err(refused)?;
+    cgroup
+        .restrict_devices(&[], &[], services.port_major, &services.programs)
+        .map_err(refused)?;
+    services.keep_spare(cgroup);
+    Ok(())
+}
