@@ -211,6 +211,9 @@ impl Container {
             );
         }
         undo.kept = true;
+        if facts.pids.is_some() {
+            kill_with(&init, &cgroup);
+        }
         Ok(Self {
             id: id.to_owned(),
             handle,
@@ -460,6 +463,18 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// In the pid namespace of others the end of a container's own process does not end the rest of it.
+fn kill_with(init: &Process, cgroup: &Arc<Cgroup>) {
+    let (mut exit, cgroup) = (init.exit(), Arc::clone(cgroup));
+    tokio::spawn(async move {
+        // An error is the end of the container's record: then it was removed, and killed before.
+        if exit.wait_for(Option::is_some).await.is_ok() {
+            // One that was removed meanwhile has no processes left.
+            let _ = fs::write(cgroup.path().join("cgroup.kill"), "1");
+        }
+    });
 }
 
 /// The state document (runtime-spec) that hooks in the container get. Its pid is what they would see themselves.

@@ -11,6 +11,7 @@ use crate::launch::Refusal;
 use crate::modules::Modules;
 use crate::network::Networks;
 use crate::oom::OomWatch;
+use crate::pause;
 use crate::programs::Programs;
 use crate::reaper::Reaper;
 use crate::spec::Facts;
@@ -77,6 +78,8 @@ struct Table {
     containers: BTreeMap<String, Arc<Container>>,
     /// Namespaces with a path are this one's.
     first: Option<String>,
+    /// Keeps the pid namespace that the pod's containers share, if any does.
+    pause: Option<Arc<Container>>,
     shm: bool,
 }
 
@@ -208,12 +211,38 @@ impl Guest {
                 ..Facts::default()
             }
         };
+        let facts = Facts {
+            pids: self.pids(request)?,
+            ..facts
+        };
         let container = Arc::new(Container::make(&self.services, request, facts)?);
         let pid = container.init().pid;
         let mut table = self.table();
         table.first.get_or_insert_with(|| id.as_str().to_owned());
         table.containers.insert(id.as_str().to_owned(), container);
         Ok(pid)
+    }
+
+    /// A process in whose pid namespace the container of `request` is to be, if that is another's.
+    fn pids(&self, request: &CreateContainerRequest) -> Result<Option<i32>, Refusal> {
+        if !request.pids_of.is_empty() {
+            return Ok(Some(self.container(&request.pids_of)?.init().pid));
+        }
+        if !request.pod_pids {
+            return Ok(None);
+        }
+        // Held meanwhile: of two containers that come at once one makes it.
+        let mut table = self.table();
+        let pause = match table.pause.take() {
+            Some(pause) if !pause.init().ended() => pause,
+            // It was killed, and its containers with it.
+            Some(ended) => {
+                ended.remove(&self.services)?;
+                Arc::new(pause::start(&self.services)?)
+            }
+            None => Arc::new(pause::start(&self.services)?),
+        };
+        Ok(Some(table.pause.insert(pause).init().pid))
     }
 
     /// A container by id.

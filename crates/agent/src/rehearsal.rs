@@ -10,6 +10,7 @@
 //! Owns: what is rehearsed. Called by `service`.
 
 use crate::cgroup::Cgroup;
+use crate::elf;
 use crate::guest::Guest;
 use crate::launch::Refusal;
 use crate::paths;
@@ -17,9 +18,7 @@ use crate::process::Process;
 use bulkhead_model::FailureKind;
 use bulkhead_protocol::api::agent::CreateContainerRequest;
 use serde_json::json;
-use std::fs::{self, File, Permissions};
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,37 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Modules that containers ask for.
 const MODULES: [&str; 2] = ["virtiofs", "virtio_net"];
 
-/// Where the code lies in memory: behind the headers of the first page.
-const ENTRY: u64 = 0x40_0000 + 64 + 56;
-
-/// `xor edi, edi; mov eax, SYS_exit; syscall`.
+/// Exits with 0: `xor edi, edi; mov eax, SYS_exit; syscall`.
 const CODE: [u8; 9] = [0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
-
-/// A program that exits with 0: the least an ELF file can be, elf(5).
-fn program() -> Vec<u8> {
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let size = 64 + 56 + CODE.len() as u64;
-    // e_type (executable), e_machine (x86-64), e_version, e_entry, e_phoff, e_shoff, e_flags
-    file.extend([2_u8, 0, 62, 0, 1, 0, 0, 0]);
-    for word in [ENTRY, 64, 0] {
-        file.extend(word.to_le_bytes());
-    }
-    file.extend(0_u32.to_le_bytes());
-    // e_ehsize, e_phentsize, e_phnum, and no sections
-    for half in [64_u16, 56, 1, 0, 0, 0] {
-        file.extend(half.to_le_bytes());
-    }
-    // p_type (load), p_flags (read, execute)
-    for word in [1_u32, 5] {
-        file.extend(word.to_le_bytes());
-    }
-    // p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
-    for word in [0, 0x40_0000, 0x40_0000, size, size, 0x1000] {
-        file.extend(word.to_le_bytes());
-    }
-    file.extend(CODE);
-    file
-}
 
 fn process() -> serde_json::Value {
     let capabilities = json!(["CAP_KILL", "CAP_NET_BIND_SERVICE"]);
@@ -133,14 +103,7 @@ pub(crate) fn rehearse(guest: &Guest) -> Result<(), Refusal> {
 
 fn furnish(directory: &Path) -> Result<PathBuf, Refusal> {
     let rootfs = directory.join("rootfs");
-    fs::create_dir_all(&rootfs).map_err(internal("making a root"))?;
-    let path = rootfs.join("exit");
-    File::create(&path)
-        .and_then(|mut file| {
-            file.write_all(&program())?;
-            file.set_permissions(Permissions::from_mode(0o755))
-        })
-        .map_err(internal("writing a program"))?;
+    elf::write(&rootfs.join("exit"), &CODE).map_err(internal("writing a program"))?;
     Ok(rootfs)
 }
 

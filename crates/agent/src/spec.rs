@@ -50,6 +50,8 @@ pub(crate) struct Facts {
     pub(crate) cgroup: String,
     /// A process of the sandbox's first container: namespaces with a path are its.
     pub(crate) first: Option<i32>,
+    /// A process in whose pid namespace it is to be.
+    pub(crate) pids: Option<i32>,
     /// Apply seccomp filters.
     pub(crate) seccomp: bool,
     /// The process gets a terminal.
@@ -118,7 +120,7 @@ pub(crate) fn rewrite(mut spec: Spec, facts: &Facts) -> Result<Rewritten, SpecEr
     if let Some(filter) = &seccomp {
         refuse_notify(filter)?;
     }
-    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default(), facts.first);
+    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default(), facts);
     let new_users = namespaces
         .iter()
         .any(|ns| ns.typ() == LinuxNamespaceType::User && ns.path().is_none());
@@ -249,8 +251,8 @@ fn refuse_notify(filter: &LinuxSeccomp) -> Result<(), SpecError> {
 }
 
 /// No network namespace (the VM's is the sandbox's), always a mount namespace of its own, and paths, which name
-/// namespaces of the host, stand for those of the sandbox's first container.
-fn namespaces(given: &[LinuxNamespace], first: Option<i32>) -> Vec<LinuxNamespace> {
+/// namespaces of the host, stand for those of the sandbox's first container. Whose pid namespace it is in is told apart.
+fn namespaces(given: &[LinuxNamespace], facts: &Facts) -> Vec<LinuxNamespace> {
     let make = |typ, path: Option<PathBuf>| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(typ).set_path(path);
@@ -262,12 +264,16 @@ fn namespaces(given: &[LinuxNamespace], first: Option<i32>) -> Vec<LinuxNamespac
         if matches!(typ, LinuxNamespaceType::Network | LinuxNamespaceType::Mount) {
             continue;
         }
+        if let (LinuxNamespaceType::Pid, Some(pid)) = (typ, facts.pids) {
+            all.push(make(typ, Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))));
+            continue;
+        }
         match (
             namespace
                 .path()
                 .as_ref()
                 .filter(|path| !path.as_os_str().is_empty()),
-            first,
+            facts.first,
         ) {
             (None, _) => all.push(make(typ, None)),
             (Some(_), Some(pid)) => all.push(make(typ, Some(PathBuf::from(format!("/proc/{pid}/ns/{typ}"))))),
@@ -415,6 +421,18 @@ mod tests {
             alone.spec.hostname().is_none(),
             "a host name needs a namespace of its own"
         );
+    }
+
+    #[test]
+    fn a_pid_namespace_of_others_is_joined_whatever_the_path() {
+        let linux = || json!({"namespaces": [{"type": "pid"}]});
+        let facts = Facts {
+            pids: Some(9),
+            ..facts()
+        };
+        let joined = rewrite(spec(linux(), json!([])), &facts).unwrap();
+        let expected = ("pid".to_owned(), Some("/proc/9/ns/pid".into()));
+        assert_eq!(kinds(&joined)[1], expected);
     }
 
     #[test]

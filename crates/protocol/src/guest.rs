@@ -132,6 +132,20 @@ pub struct GuestContainer {
     pub pipe_bytes: u32,
     /// The whole of `/dev` is bound into it (C-34): nothing is made there.
     pub whole_dev: bool,
+    /// Whose pid namespace it is in.
+    pub pids: GuestPids,
+}
+
+/// Whose pid namespace a container is in; if its spec names one at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GuestPids {
+    /// Its own.
+    #[default]
+    Own,
+    /// That of the pod.
+    Pod,
+    /// That of another container.
+    Of(ContainerId),
 }
 
 /// How a process in the guest ended.

@@ -19,6 +19,6 @@ pub use host_end::{Attachment, Client, StreamStore};
 pub use network::{BadNetwork, GuestInterface, GuestNetwork};
 
 pub use guest::{
-    Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess,
-    GuestStdio, GuestStep, GuestSteps, GuestStorage, StreamId,
+    Guest, GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestPids,
+    GuestProcess, GuestStdio, GuestStep, GuestSteps, GuestStorage, StreamId,
 };

@@ -17,6 +17,7 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod network;
+mod pids;
 pub mod platform;
 mod recover;
 pub mod saved;

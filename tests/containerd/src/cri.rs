@@ -5,12 +5,13 @@ use crate::image::BUSYBOX;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatsRequest, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    CreateContainerRequest, ExecSyncRequest, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortMapping,
+    Protocol, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 use k8s_cri::v1::{ContainerStats, ContainerStatus, ExecSyncResponse};
+pub use k8s_cri::v1::{NamespaceMode, NamespaceOption};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -132,6 +133,28 @@ impl<'a> Cri<'a> {
     /// # Errors
     /// What containerd reports.
     pub fn create(&self, pod: &Pod, name: &str, command: &[&str]) -> Result<String, Status> {
+        let own = NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..NamespaceOption::default()
+        };
+        self.create_in(pod, name, command, own)
+    }
+
+    /// Creates a container with the process namespace of `namespaces`: the pod's, its own, or another container's.
+    ///
+    /// # Errors
+    /// What containerd reports.
+    pub fn create_in(
+        &self,
+        pod: &Pod,
+        name: &str,
+        command: &[&str],
+        namespaces: NamespaceOption,
+    ) -> Result<String, Status> {
+        let security_context = LinuxContainerSecurityContext {
+            namespace_options: Some(namespaces),
+            ..LinuxContainerSecurityContext::default()
+        };
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata {
                 name: name.to_owned(),
@@ -143,6 +166,10 @@ impl<'a> Cri<'a> {
             }),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             log_path: format!("{name}.log"),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(security_context),
+                ..LinuxContainerConfig::default()
+            }),
             ..ContainerConfig::default()
         };
         let request = CreateContainerRequest {

@@ -18,7 +18,7 @@ mod place;
 mod shim;
 mod world;
 
-pub use cri::{Cri, Pod};
+pub use cri::{Cri, NamespaceMode, NamespaceOption, Pod};
 pub use daemon::Daemon;
 pub use image::{BUSYBOX, PAUSE};
 pub use place::{Engine, Place};

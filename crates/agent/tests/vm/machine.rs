@@ -3,7 +3,7 @@
 use bulkhead_model::{ContainerId, ExecId, ProcessKey};
 use bulkhead_protocol::host_end::{Attachment, Client, StreamStore};
 use bulkhead_protocol::{
-    Guest, GuestContainer, GuestError, GuestExit, GuestIdentity, GuestStdio, GuestStorage,
+    Guest, GuestContainer, GuestError, GuestExit, GuestIdentity, GuestPids, GuestStdio, GuestStorage,
 };
 use serde_json::{Value, json};
 use std::io::Read;
@@ -230,6 +230,7 @@ impl Machine {
             seccomp: true,
             pipe_bytes: 0,
             whole_dev: false,
+            pids: GuestPids::Own,
         };
         self.guest.create_container(container).await
     }

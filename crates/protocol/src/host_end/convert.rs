@@ -4,8 +4,8 @@
 
 use crate::api::agent;
 use crate::guest::{
-    GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestProcess, GuestStdio,
-    GuestStep, GuestSteps, GuestStorage,
+    GuestContainer, GuestError, GuestEvent, GuestExit, GuestHello, GuestIdentity, GuestPids, GuestProcess,
+    GuestStdio, GuestStep, GuestSteps, GuestStorage,
 };
 use bulkhead_model::{ExitStatus, ProcessKey};
 
@@ -77,6 +77,10 @@ pub(super) fn stdio(stdio: GuestStdio) -> protobuf::MessageField<agent::Stdio> {
 }
 
 pub(super) fn create(request_id: String, container: GuestContainer) -> agent::CreateContainerRequest {
+    let pids_of = match &container.pids {
+        GuestPids::Of(other) => other.as_str().to_owned(),
+        GuestPids::Own | GuestPids::Pod => String::new(),
+    };
     agent::CreateContainerRequest {
         request_id,
         container: container.id.into(),
@@ -90,6 +94,8 @@ pub(super) fn create(request_id: String, container: GuestContainer) -> agent::Cr
         seccomp: container.seccomp,
         pipe_bytes: container.pipe_bytes,
         whole_dev: container.whole_dev,
+        pod_pids: container.pids == GuestPids::Pod,
+        pids_of,
         ..Default::default()
     }
 }

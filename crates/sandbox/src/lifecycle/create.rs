@@ -94,6 +94,7 @@ impl World {
             seccomp: self.plan.guest_seccomp,
             pipe_bytes: self.plan.agent.container_pipe_bytes,
             whole_dev: shares.dev_is_the_hosts,
+            pids: self.pid_namespace(&plan),
         };
         // The card has had the time since it was plugged to turn up.
         self.tell_network().await?;

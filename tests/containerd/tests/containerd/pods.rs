@@ -1,6 +1,6 @@
 //! Pods over CRI.
 
-use bulkhead_containerd::{Cri, Daemon, Engine, GATEWAY};
+use bulkhead_containerd::{Cri, Daemon, Engine, GATEWAY, NamespaceMode, NamespaceOption, Pod};
 use bulkhead_e2e::{VERB, until};
 
 on_both! {
@@ -34,6 +34,62 @@ on_both! {
         assert_eq!(cri.status(&third).unwrap().exit_code, 137);
         cri.stop_pod(&pod).unwrap();
         assert!(!cri.pod_is_ready(&pod).unwrap());
+        cri.remove_pod(&pod).unwrap();
+    }
+}
+
+/// A container that runs, in the process namespace of the pod or of the container `target`.
+fn among(cri: &Cri<'_>, pod: &Pod, name: &str, script: &str, target: Option<&str>) -> String {
+    let mode = target.map_or(NamespaceMode::Pod, |_| NamespaceMode::Target);
+    let namespaces = NamespaceOption {
+        pid: mode.into(),
+        target_id: target.unwrap_or_default().to_owned(),
+        ..NamespaceOption::default()
+    };
+    let id = cri
+        .create_in(pod, name, &["sh", "-c", script], namespaces)
+        .unwrap();
+    cri.start(&id).unwrap();
+    id
+}
+
+on_both! {
+    /// Containers that share the pod's processes see and signal each other's, and none ends with another; one that is
+    /// put beside another container sees that one's; a container of its own sees nobody.
+    fn shared_processes(engine) {
+        let daemon = Daemon::start_for_pods(engine);
+        let cri = daemon.cri();
+        let pod = cri.run_pod("pod").unwrap();
+        let first = among(&cri, &pod, "first", "exec sleep 1111", None);
+        let second = among(&cri, &pod, "second", "exec sleep 2222", None);
+        let seen = inside(&cri, &second, "ps -o pid,args");
+        assert!(seen.contains("sleep 1111") && seen.contains("sleep 2222"), "{seen}");
+        // The first process is nobody's among them: it outlives each.
+        assert!(!seen.contains("  1 sleep"), "{seen}");
+        // What is left of a container whose own process has ended goes too.
+        let third = among(&cri, &pod, "third", "sleep 3333 & sleep 4444 & exec true", None);
+        until("the third has ended", VERB, || cri.status(&third).unwrap().finished_at > 0);
+        until("nothing of it is left", VERB, || {
+            let seen = inside(&cri, &second, "ps -o args");
+            !seen.contains("3333") && !seen.contains("4444")
+        });
+        let _ = inside(&cri, &second, "for p in /proc/[0-9]*; do if grep -q '[1]111' $p/cmdline; then kill -9 ${p#/proc/}; fi; done");
+        until("the first has ended", VERB, || cri.status(&first).unwrap().exit_code == 137);
+        let again = among(&cri, &pod, "again", "exec sleep 5555", None);
+        let seen = inside(&cri, &second, "ps -o args");
+        assert!(seen.contains("sleep 5555") && seen.contains("sleep 2222"), "{seen}");
+
+        let alone = cri.run(&pod, "alone", &["sleep", "6666"]).unwrap();
+        let seen = inside(&cri, &alone, "cat /proc/1/comm; ps -o args");
+        assert!(seen.starts_with("sleep\n") && !seen.contains("2222"), "{seen}");
+        let beside = among(&cri, &pod, "beside", "exec sleep 7777", Some(&alone));
+        let seen = inside(&cri, &beside, "readlink /proc/1/exe; ps -o args");
+        assert!(seen.contains("sleep 6666") && seen.contains("sleep 7777") && !seen.contains("2222"), "{seen}");
+        for id in [first, again] {
+            cri.remove(&id).unwrap();
+        }
+        let _ = inside(&cri, &second, "true");
+        cri.stop_pod(&pod).unwrap();
         cri.remove_pod(&pod).unwrap();
     }
 }
