@@ -190,6 +190,11 @@ async fn every_step_of_making_one_fails_once_and_nothing_is_left_but_the_reason(
         let result = make(&order(&plan), bench.host.as_ref(), bench.vmm.as_ref()).await;
         let step = bench.faults.name(k);
         bench.ledger.assert_empty(step);
+        if step == "rehearse" {
+            // A guest that refuses makes a template all the same: its clones only start later.
+            assert!(matches!(result.unwrap(), Outcome::Made(_)));
+            continue;
+        }
         if step == "kill" {
             // It ended all the same, and what it saved is not trusted.
             assert!(result.is_err());
