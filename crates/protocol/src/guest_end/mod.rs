@@ -16,5 +16,7 @@ mod input;
 mod mux;
 mod output;
 mod port;
+mod ring;
+mod tray;
 
 pub use endpoint::{Endpoint, EndpointError};

@@ -107,8 +107,6 @@ pub(super) struct Mux {
     early: BTreeMap<StreamId, Early>,
     /// The stream that sent last: the next one is first.
     turn: StreamId,
-    scratch: Vec<u8>,
-    eof_frame: Vec<u8>,
     stopped: bool,
 }
 
@@ -154,8 +152,6 @@ impl Mux {
             inputs: BTreeMap::new(),
             early: BTreeMap::new(),
             turn: 0,
-            scratch: Vec::new(),
-            eof_frame: Vec::new(),
             stopped: false,
         })
     }
@@ -258,10 +254,7 @@ impl Mux {
                 self.inputs.insert(stream, input);
             }
             Command::Drain(stream, answer) => {
-                let offset = self
-                    .outputs
-                    .get_mut(&stream)
-                    .map_or(0, |output| output.drain(&mut self.scratch));
+                let offset = self.outputs.get_mut(&stream).map_or(0, Output::drain);
                 // The asker may have been dropped; then nobody wants to know.
                 let _ = answer.try_send(offset);
             }
@@ -431,12 +424,12 @@ impl Mux {
     fn read_outputs(&mut self) {
         for output in self.outputs.values_mut() {
             if output.can_read() {
-                output.read_once(&mut self.scratch);
+                output.read_once();
             }
         }
     }
 
-    /// One frame of each stream in turn, as long as the device takes them.
+    /// Each stream's turn, as long as the device takes all of it.
     fn send_frames(&mut self) {
         let Some(epoch) = self.epoch else { return };
         for _ in 0..BURST {
@@ -451,10 +444,8 @@ impl Mux {
                 .map(|(stream, _)| *stream);
             let Some(stream) = found else { return };
             self.turn = stream;
-            if let Some(output) = self.outputs.get_mut(&stream)
-                && let Some(frame) = output.next(stream, epoch, &mut self.eof_frame)
-            {
-                self.data_out.send(frame);
+            if let Some(output) = self.outputs.get_mut(&stream) {
+                output.send(stream, epoch, &mut self.data_out);
             }
         }
     }

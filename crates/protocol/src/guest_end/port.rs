@@ -3,9 +3,11 @@
 //! Owns: what is to be written and could not be yet; what was read and makes no whole frame yet. Never:
 //! interprets frames. Called by `mux` (both ports) and `control` (writes of the ttrpc server).
 
+use super::tray::Tray;
 use crate::decoder::Decoder;
-use crate::frame::Header;
+use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, sum};
 use rustix::io::Errno;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -52,10 +54,15 @@ impl PortReader {
     }
 }
 
+/// A frame's payload from this size on goes by the tray: below, one write(2) takes it as well.
+const TRAY_BYTES: usize = DATA_BYTES + 1;
+
 /// The writing half: frames leave in order, each whole before the next.
 #[derive(Debug)]
 pub(super) struct PortWriter {
     fd: Arc<OwnedFd>,
+    /// What leaves first.
+    tray: Tray,
     waiting: Vec<u8>,
     written: usize,
     /// Writing may succeed; cleared when it did not.
@@ -66,47 +73,57 @@ impl PortWriter {
     pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
         Self {
             fd,
+            tray: Tray::default(),
             waiting: Vec::new(),
             written: 0,
             writable: true,
         }
     }
 
-    /// Bytes accepted and not yet with the kernel.
+    /// Bytes accepted and not yet with the device.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.waiting.len() - self.written
+        self.tray.held() + self.waiting.len() - self.written
     }
 
     /// Forgets what is waiting: its epoch is over, and the peer finds its way past a torn frame.
     pub(super) fn discard(&mut self) {
+        self.tray.discard();
+        self.forget_waiting();
+    }
+
+    fn forget_waiting(&mut self) {
         self.waiting.clear();
         self.written = 0;
     }
 
     /// Appends a frame and leaves it waiting for [`PortWriter::flush`].
     pub(super) fn queue(&mut self, header: &Header, payload: &[u8]) {
-        header.append(payload, &mut self.waiting);
-    }
-
-    /// Writes a complete encoded frame, keeping what the device does not take.
-    pub(super) fn send(&mut self, frame: &[u8]) {
-        self.flush();
-        let mut sent = 0;
-        while self.waiting_bytes() == 0 && self.writable && sent < frame.len() {
-            sent += self.write_some(&frame[sent..]);
+        if payload.len() < TRAY_BYTES || !self.waiting.is_empty() {
+            header.append(payload, &mut self.waiting);
+            return;
         }
-        self.waiting.extend_from_slice(&frame[sent..]);
+        let head = header.encode(payload.len(), sum(payload));
+        let loaded = self.tray.load(&[IoSlice::new(&head), IoSlice::new(payload)]);
+        self.waiting.extend_from_slice(&head[loaded.min(HEADER_BYTES)..]);
+        self.waiting
+            .extend_from_slice(&payload[loaded.saturating_sub(HEADER_BYTES)..]);
     }
 
     /// Writes what is waiting as far as the device takes it.
     pub(super) fn flush(&mut self) {
+        while self.writable && self.tray.held() > 0 {
+            match self.tray.unload(&self.fd) {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(_) => self.writable = false,
+            }
+        }
         while self.writable && self.waiting_bytes() > 0 {
             let waiting = std::mem::take(&mut self.waiting);
             self.written += self.write_some(&waiting[self.written..]);
             self.waiting = waiting;
         }
-        if self.waiting_bytes() == 0 {
-            self.discard();
+        if self.waiting.len() == self.written {
+            self.forget_waiting();
         }
     }
 

@@ -8,15 +8,15 @@ use super::mark::Mark;
 use super::stdio_fd::StdioFd;
 use super::store::Received;
 use crate::StreamId;
-use crate::frame::Kind;
+use crate::frame::{Kind, WINDOW_BYTES};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// Progress that is acknowledged at once.
-const ACK_BYTES: u64 = 64 * 1024;
+/// Progress that is acknowledged at once: each acknowledgement interrupts the guest, and makes it read as much again.
+const ACK_BYTES: u64 = WINDOW_BYTES / 2;
 /// Frames that are acknowledged at once: the guest keeps few of them.
 const ACK_FRAMES: u32 = 16;
 /// How long smaller progress may go unacknowledged: the guest only needs to know to free memory.

@@ -13,7 +13,7 @@
 //! Owns: these files. Never: decides what to send. Called by `data`, `output`, `input`.
 
 use crate::StreamId;
-use crate::frame::WINDOW_BYTES;
+use crate::frame::INPUT_WINDOW_BYTES;
 use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 const ENDED: u64 = 1 << 63;
-const RING: u64 = WINDOW_BYTES;
+const RING: u64 = INPUT_WINDOW_BYTES;
 
 /// Memory of streams across supervisors, or across connections of one supervisor.
 #[derive(Debug)]
