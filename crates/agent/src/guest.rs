@@ -14,6 +14,7 @@ use crate::oom::OomWatch;
 use crate::pause;
 use crate::programs::Programs;
 use crate::reaper::Reaper;
+use crate::reclaim;
 use crate::spec::Facts;
 use crate::steps::step;
 use crate::storage::Storages;
@@ -139,6 +140,10 @@ impl Guest {
                 message: bulkhead_model::failure::chain(&error),
             })?;
         }
+        if let Err(error) = reclaim::start_reporting(&services.modules) {
+            // The machine works without.
+            eprintln!("bulkhead-agent: {}", bulkhead_model::failure::chain(&error));
+        }
         for storage in &request.storages {
             self.add_shared(storage)?;
         }
@@ -156,6 +161,9 @@ impl Guest {
                 ..Storage::default()
             })?;
             self.table().shm = true;
+        }
+        if request.settle {
+            reclaim::settle().map_err(|error| Refusal::internal("settling", &error))?;
         }
         Ok(())
     }

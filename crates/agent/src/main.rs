@@ -33,6 +33,7 @@ mod process;
 mod program;
 mod programs;
 mod reaper;
+mod reclaim;
 mod rehearsal;
 mod service;
 mod spec;

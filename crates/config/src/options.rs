@@ -173,6 +173,11 @@ options! {
         enable_hugepages: bool = false, {
             annotation: true, applies: "guest memory", when: "for large, busy sandboxes on hosts with reserved huge pages",
         }
+        /// Give memory back to the host that the guest has freed, seconds later.
+        reclaim_guest_freed_memory: bool = true, {
+            applies: "guest memory, unless it is locked, preallocated, of huge pages, or mapped copy-on-write",
+            when: "set to false when the processor time of touching memory anew matters more than memory",
+        }
         /// Directory of the file that backs guest memory; unset means anonymous memory.
         file_mem_backend: Option<PathBuf> = None, {
             annotation: true, applies: "guest memory",

@@ -128,4 +128,7 @@ pub struct VmPlan {
     /// VFIO devices are plugged into the root bus rather than a bridge.
     #[serde(default)]
     pub vfio_on_root_bus: bool,
+    /// Memory the guest has freed goes back to the host, where it can.
+    #[serde(default)]
+    pub reclaim_freed_memory: bool,
 }

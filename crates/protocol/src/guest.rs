@@ -88,6 +88,8 @@ pub struct GuestIdentity {
     pub debug: bool,
     /// Calls are told as events (O-15).
     pub tracing: bool,
+    /// The machine is about to be saved: what is in free memory is overwritten with zeroes.
+    pub settle: bool,
 }
 
 /// Streams of a process; 0 means not connected.

@@ -488,5 +488,6 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
         shm_bytes: plan.shm_bytes,
         debug: plan.vm.debug,
         tracing: plan.agent.tracing,
+        settle: false,
     })
 }

@@ -9,7 +9,7 @@
 mod lab;
 
 use bulkhead_host::process::Spawn;
-use bulkhead_model::vm::KeyValue;
+use bulkhead_model::vm::{KeyValue, SharedFs};
 use bulkhead_vmm::{DeviceRequest, MemoryReuse, Origin, SavedMachine, VmExit, VmmError};
 use lab::{Helper, LONG, Lab, line};
 use std::fs::File;
@@ -370,7 +370,7 @@ async fn a_start_that_fails_says_why() {
 #[ignore = "needs a VM"]
 async fn every_option_of_a_plan_starts() {
     type Change = fn(&mut bulkhead_model::VmPlan);
-    let changes: [(&str, Change); 10] = [
+    let changes: [(&str, Change); 11] = [
         ("ports", |p| p.root_ports = 26),
         ("no ports", |p| p.root_ports = 0),
         ("versioned machine", |p| p.machine_type = "pc-q35-7.2".into()),
@@ -386,6 +386,14 @@ async fn every_option_of_a_plan_starts() {
             (p.iommu, p.iommu_platform, p.virtio_mem) = (true, true, true)
         }),
         ("iothreads", |p| p.block.iothreads = true),
+        ("balloon", |p| {
+            p.reclaim_freed_memory = true;
+            p.shared_fs = SharedFs::VirtioFs {
+                daemon: None,
+                cache: "auto".into(),
+                cache_size_mib: 0,
+            };
+        }),
         ("vcpus", |p| (p.vcpus, p.max_vcpus) = (2, 16)),
     ];
     for (name, change) in changes {

@@ -189,5 +189,6 @@ fn vm_plan(settings: &Settings, host: &HostFacts, share: Share, pod: PodSize) ->
         iommu_platform: vm.enable_iommu_platform,
         disable_vhost_net: vm.disable_vhost_net,
         vfio_on_root_bus: vm.hotplug_vfio_on_root_bus,
+        reclaim_freed_memory: vm.reclaim_guest_freed_memory,
     }
 }

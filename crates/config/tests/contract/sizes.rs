@@ -201,6 +201,9 @@ fn o10_memory() {
     assert!(!vm(ALL, &spec()).mlock);
     assert!(one("enable_swap", "false").mlock);
     assert!(!one("enable_swap", "true").mlock);
+    // On unless the host says otherwise; no pod does.
+    assert!(vm(ALL, &spec()).reclaim_freed_memory);
+    assert!(!vm(&format!("{ALL}reclaim_guest_freed_memory = false\n"), &spec()).reclaim_freed_memory);
     says(
         &refusal(
             &config(ALL),

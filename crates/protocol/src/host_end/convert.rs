@@ -60,6 +60,7 @@ pub(super) fn configure(request_id: String, identity: GuestIdentity) -> agent::C
         shm_bytes: identity.shm_bytes,
         debug: identity.debug,
         tracing: identity.tracing,
+        settle: identity.settle,
         ..Default::default()
     }
 }

@@ -6,7 +6,7 @@
 //! directory, and no saved machine has one. Called by `launch`. Source: qemu-system-x86_64(1), 7.2.
 //!
 //! ```text
-//!  pcie.0:  01 rng   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1e 9p   1f chipset
+//!  pcie.0:  01 rng, balloon   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1e 9p   1f chipset
 //! ```
 
 use super::kernel_line::{self, kernel_line};
@@ -274,6 +274,19 @@ fn memory(line: &mut Line, plan: &VmPlan, start: Start) {
     }
 }
 
+/// Whether QEMU punches holes into the memory where the guest reports free pages.
+///
+/// Not into memory that is to stay: locked, touched beforehand, or huge pages, which a pool might not give again. And
+/// never without shared files: such a machine may go on from a saved one by mapping its file copy-on-write, and QEMU
+/// (7.2, `ram_block_discard_range`) punches the file, which is every other machine's too.
+fn reclaims(plan: &VmPlan) -> bool {
+    plan.reclaim_freed_memory
+        && !plan.mlock
+        && !plan.memory_prealloc
+        && !plan.hugepages
+        && plan.shared_fs != SharedFs::None
+}
+
 /// MiB by which the VM can grow: whole blocks between its boot size and its maximum.
 pub(super) fn growth_mib(plan: &VmPlan) -> u32 {
     let room = plan.max_memory_mib.saturating_sub(plan.memory_mib);
@@ -335,12 +348,17 @@ fn devices(line: &mut Line, plan: &VmPlan) {
     }
     let mut source = OsString::from("rng-random,id=rng0,filename=");
     source.push(escaped(&plan.entropy_source));
+    let mut rng = "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01.0".to_owned();
+    if reclaims(plan) {
+        rng.push_str(",multifunction=on");
+    }
     line.option("-object", source)
-        .option(
-            "-device",
-            virtio(plan, "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01"),
-        )
+        .option("-device", virtio(plan, &rng))
         .option("-device", "vmgenid,guid=auto");
+    if reclaims(plan) {
+        let balloon = "virtio-balloon-pci,id=balloon,free-page-reporting=on,bus=pcie.0,addr=01.1";
+        line.option("-device", virtio(plan, balloon));
+    }
     if plan.block.iothreads {
         line.option("-object", format!("iothread,id={IOTHREAD}"));
     }
@@ -529,6 +547,40 @@ mod tests {
             kvm.contains("-accel kvm -cpu host -smp cpus=2,maxcpus=8 "),
             "{kvm}"
         );
+    }
+
+    #[test]
+    fn freed_memory_goes_back_where_nobody_else_has_it_and_it_is_not_to_stay() {
+        let with = |change: fn(&mut VmPlan)| {
+            let mut plan = plan();
+            plan.reclaim_freed_memory = true;
+            plan.shared_fs = SharedFs::VirtioFs {
+                daemon: None,
+                cache: "auto".into(),
+                cache_size_mib: 0,
+            };
+            change(&mut plan);
+            line(&plan)
+        };
+        let balloon = "-device virtio-balloon-pci,id=balloon,free-page-reporting=on,bus=pcie.0,addr=01.1,";
+        let all = with(|_| {});
+        assert!(all.contains(balloon), "{all}");
+        assert!(all.contains("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01.0,multifunction=on,"));
+        let without: [fn(&mut VmPlan); 5] = [
+            |p| p.reclaim_freed_memory = false,
+            |p| p.mlock = true,
+            |p| p.memory_prealloc = true,
+            |p| p.hugepages = true,
+            // The one whose clones share the file of their memory.
+            |p| p.shared_fs = SharedFs::None,
+        ];
+        for change in without {
+            let line = with(change);
+            assert!(
+                !line.contains("balloon") && !line.contains("multifunction"),
+                "{line}"
+            );
+        }
     }
 
     /// O-12: served by QEMU itself, and confined all the same.

@@ -106,5 +106,6 @@ pub(crate) fn plan() -> VmPlan {
         iommu_platform: false,
         disable_vhost_net: false,
         vfio_on_root_bus: false,
+        reclaim_freed_memory: false,
     }
 }

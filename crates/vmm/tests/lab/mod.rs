@@ -74,6 +74,7 @@ pub(crate) fn plan(dir: &Path) -> VmPlan {
         iommu_platform: false,
         disable_vhost_net: false,
         vfio_on_root_bus: false,
+        reclaim_freed_memory: false,
     }
 }
 

@@ -32,6 +32,7 @@ macro_rules! on_both {
 mod bad_input;
 mod crash;
 mod exec;
+mod footprint;
 mod lifecycle;
 mod limits;
 mod mounts;
