@@ -386,13 +386,17 @@ options! {
             applies: "starting a sandbox",
             when: "to have templates survive a reboot, or to give their memory back under pressure",
         }
-        /// Booted VMs kept waiting; 0 for none.
+        /// VMs that went on from the template and wait, each for one sandbox; 0 for none.
+        pool: u32 = 0, {
+            rule: Rule::Range(0, 1024), applies: "starting a sandbox", when: "to trade memory for start time: each takes that of an idle sandbox",
+        }
+        /// The same as pool, for the sake of existing configurations; the larger one counts.
         vm_cache_number: u32 = 0, {
             rule: Rule::Range(0, 1024), applies: "starting a sandbox", when: "to trade memory for start time",
         }
-        /// Socket of the server that keeps them.
+        /// Socket of a server of waiting VMs: read for the sake of existing configurations, and without effect.
         vm_cache_endpoint: PathBuf = PathBuf::from("/run/bulkhead/cache.sock"), {
-            applies: "starting a sandbox", when: "with vm_cache_number",
+            applies: "nothing", when: "never",
         }
     }
 

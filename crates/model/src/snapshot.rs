@@ -99,6 +99,9 @@ pub struct Provenance {
     /// Key of the template it goes on from; absent after a cold boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// It had gone on already, and waited in the pool.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pool: bool,
     /// Why it booted cold, for readers; empty with a template.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why_cold: String,

@@ -3,6 +3,7 @@
 //! ```text
 //!  Planned ──prepare──► Prepared ──launch──► Booted ──meet──► Ready
 //!                                  (boots, or goes on from a template)
+//!     └─────────────take──────────────────┘ (went on already, and waited: see `take`)
 //!     │                    │                   │
 //!     └──── failure: the caller runs the journal backwards, every entry ────┘
 //! ```
@@ -15,7 +16,8 @@ use crate::error::SandboxError;
 use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
 use crate::platform::{Daemon, FsdLaunch, GuestPorts, Platform};
-use crate::template::{Template, reuse, shape};
+use crate::take::take;
+use crate::template::{Template, Waiting, reuse, shape};
 use crate::timeline::{CPUS_GO, Recorder};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::timeline::Lane;
@@ -38,7 +40,7 @@ pub const SHARE_DEVICE: &str = "fs0";
 pub const SOCKETS: [&str; 5] = ["qmp", "control", "data", "console", "fs"];
 
 /// A guest that goes on answers within a tenth of a second; one that is silent for this long is given up.
-const GOES_ON: Duration = Duration::from_secs(20);
+pub(crate) const GOES_ON: Duration = Duration::from_secs(20);
 
 /// What every step needs.
 #[derive(Clone, Copy)]
@@ -73,12 +75,25 @@ pub struct Prepared {
 
 /// The VM runs; its agent has not reported in.
 pub struct Booted {
-    vm: Arc<dyn Vm>,
-    fsd: Option<Arc<dyn Daemon>>,
-    control: OwnedFd,
-    data: OwnedFd,
-    cgroup_procs: Vec<PathBuf>,
-    deadline: Duration,
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) fsd: Option<Arc<dyn Daemon>>,
+    pub(crate) control: OwnedFd,
+    pub(crate) data: OwnedFd,
+    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// Somebody has talked to its agent before.
+    pub(crate) reattach: bool,
+    pub(crate) deadline: Duration,
+}
+
+/// Where a VM comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Its kernel boots.
+    Boot,
+    /// It goes on from a template.
+    Template(Template),
+    /// The first of these that nobody else takes.
+    Waiting(Vec<Waiting>),
 }
 
 /// The agent answers and knows who it is.
@@ -102,7 +117,7 @@ fn step<T>(yard: &Yard<'_>, step: &'static str, result: Result<T, SandboxError>)
     })
 }
 
-fn hold(
+pub(crate) fn hold(
     journal: &mut Journal,
     paths: &SandboxPaths,
     resource: Resource,
@@ -112,17 +127,21 @@ fn hold(
         .map_err(|e| SandboxError::host("writing the journal", paths.journal(), e))
 }
 
-/// Runs the whole chain, from `template` if one is given.
+/// Runs the whole chain.
 ///
 /// # Errors
 /// [`SandboxError::Boot`] naming the step; what was acquired is in the journal.
-pub async fn boot(
-    yard: Yard<'_>,
-    journal: &mut Journal,
-    template: Option<Template>,
-) -> Result<Ready, SandboxError> {
+pub async fn boot(yard: Yard<'_>, journal: &mut Journal, source: Source) -> Result<Ready, SandboxError> {
     let began = Instant::now();
     let at = |step: &str| tracing::info!(ms = began.elapsed().as_millis(), "{step}");
+    let template = match source {
+        Source::Boot => None,
+        Source::Template(template) => Some(template),
+        Source::Waiting(all) => {
+            let booted = take(&yard, journal, all).await;
+            return finish(&yard, step(&yard, "taking a waiting VM", booted)?, began).await;
+        }
+    };
     let prepared = step(&yard, "preparing the host", prepare(&yard, journal))?;
     at("the host is prepared");
     let booted = step(
@@ -130,8 +149,13 @@ pub async fn boot(
         "starting the VM",
         launch(&yard, journal, prepared, template).await,
     )?;
+    finish(&yard, booted, began).await
+}
+
+async fn finish(yard: &Yard<'_>, booted: Booted, began: Instant) -> Result<Ready, SandboxError> {
+    let at = |step: &str| tracing::info!(ms = began.elapsed().as_millis(), "{step}");
     at("the VM runs");
-    let ready = step(&yard, "booting the guest", meet(&yard, booted).await)?;
+    let ready = step(yard, "booting the guest", meet(yard, booted).await)?;
     tracing::info!(
         ms = began.elapsed().as_millis(),
         kernel = ready.guest.hello().kernel_release,
@@ -155,62 +179,71 @@ fn prepare(yard: &Yard<'_>, journal: &mut Journal) -> Result<Prepared, SandboxEr
         .check_network(plan)
         .map_err(|source| SandboxError::Namespace { source })?;
     let cgroup_procs = prepare_cgroup(yard, journal)?;
-    let listen = |name: &str| {
-        let path = paths.vm_socket(name);
-        platform
-            .listen(&path)
-            .map_err(|e| SandboxError::host("listening on", path, e))
-    };
     let pair = |name: &str| {
+        let listener = listen(yard, name)?;
         let path = paths.vm_socket(name);
-        let listener = listen(name)?;
         let client = platform
             .connect(&path)
             .map_err(|e| SandboxError::host("connecting to", path, e))?;
         Ok::<_, SandboxError>(SocketPair { listener, client })
     };
     let [qmp, control, data, console] = [pair("qmp")?, pair("control")?, pair("data")?, pair("console")?];
-    let fs = match plan.vm.shared_fs {
-        SharedFs::None => None,
-        SharedFs::VirtioFs { .. } | SharedFs::Virtio9p { .. } => {
-            let share = paths.share();
-            platform
-                .make_dir(&share)
-                .map_err(|e| SandboxError::host("creating", &share, e))?;
-            let namespace = platform
-                .mount_namespace()
-                .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
-            hold(
-                journal,
-                paths,
-                Resource::Mount {
-                    path: share.clone(),
-                    namespace,
-                    container: None,
-                },
-            )?;
-            platform
-                .share_root(&share)
-                .map_err(|e| SandboxError::host("sharing", &share, e))?;
-            match plan.vm.shared_fs {
-                // The VMM is the one who connects to the daemon.
-                SharedFs::VirtioFs { .. } => Some(listen("fs")?),
-                // It serves the directory itself.
-                SharedFs::Virtio9p { .. } | SharedFs::None => None,
-            }
-        }
-    };
     Ok(Prepared {
         qmp,
         control,
         data,
         console,
-        fs,
+        fs: prepare_share(yard, journal)?,
         cgroup_procs,
     })
 }
 
-fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>, SandboxError> {
+fn listen(yard: &Yard<'_>, name: &str) -> Result<OwnedFd, SandboxError> {
+    let path = yard.paths.vm_socket(name);
+    yard.platform
+        .listen(&path)
+        .map_err(|e| SandboxError::host("listening on", path, e))
+}
+
+/// The directory the guest is to see, and the socket of its daemon, if one serves it.
+pub(crate) fn prepare_share(yard: &Yard<'_>, journal: &mut Journal) -> Result<Option<OwnedFd>, SandboxError> {
+    let Yard {
+        plan,
+        paths,
+        platform,
+        ..
+    } = *yard;
+    if plan.vm.shared_fs == SharedFs::None {
+        return Ok(None);
+    }
+    let share = paths.share();
+    platform
+        .make_dir(&share)
+        .map_err(|e| SandboxError::host("creating", &share, e))?;
+    let namespace = platform
+        .mount_namespace()
+        .map_err(|e| SandboxError::host("reading", "/proc/self/ns/mnt", e))?;
+    hold(
+        journal,
+        paths,
+        Resource::Mount {
+            path: share.clone(),
+            namespace,
+            container: None,
+        },
+    )?;
+    platform
+        .share_root(&share)
+        .map_err(|e| SandboxError::host("sharing", &share, e))?;
+    match plan.vm.shared_fs {
+        // The VMM is the one who connects to the daemon.
+        SharedFs::VirtioFs { .. } => listen(yard, "fs").map(Some),
+        // It serves the directory itself.
+        SharedFs::Virtio9p { .. } | SharedFs::None => Ok(None),
+    }
+}
+
+pub(crate) fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<Vec<PathBuf>, SandboxError> {
     let _making = yard.timeline.span(Lane::Supervisor, "make the cgroups");
     let Yard {
         plan,
@@ -313,25 +346,10 @@ async fn launch(
         let _starting = yard.timeline.span(Lane::Vmm, "start QEMU, until it answers");
         vmm.launch(launch).await
     };
-    let fsd_stderr = pipe("fsd")?;
-    let cgroup_procs = ready.cgroup_procs.clone();
-    let serving = async {
-        let Some(listener) = ready.fs else { return Ok(None) };
-        let launch = FsdLaunch {
-            listener,
-            share: paths.share(),
-            shared_fs: plan.vm.shared_fs.clone(),
-            marker: format!("{}/fsd", paths.marker),
-            cgroup_procs,
-            stderr: fsd_stderr,
-        };
-        let _starting = yard.timeline.span(Lane::Fsd, "start the daemon");
-        platform.spawn_fsd(launch).await.map(Some)
-    };
+    let serving = serve(yard, ready.fs, &ready.cgroup_procs);
     // The daemon starts while the VMM does.
     let (vm, fsd) = tokio::join!(launching, serving);
     let vm: Result<Arc<dyn Vm>, _> = vm.map(Arc::from);
-    let fsd: Result<Option<Arc<dyn Daemon>>, _> = fsd.map(|fsd| fsd.map(Arc::from));
     let processes = [
         vm.as_ref().ok().map(|vm| vm.process()),
         fsd.as_ref()
@@ -348,21 +366,57 @@ async fn launch(
         .collect();
     journal.fill_all(known).map_err(writing)?;
     let vm = vm?;
-    let fsd = fsd.map_err(fail("starting the shared-filesystem daemon"))?;
-    if fsd.is_some() {
-        plug_share(yard, vm.as_ref()).await?;
-    }
-    let going = yard.timeline.span(Lane::Vmm, CPUS_GO);
-    vm.resume().await?;
-    drop(going);
+    let fsd = fsd?;
+    go(yard, vm.as_ref(), fsd.is_some()).await?;
     Ok(Booted {
         vm,
         fsd,
         control: ready.control.client,
         data: ready.data.client,
         cgroup_procs: ready.cgroup_procs,
+        reattach: false,
         deadline,
     })
+}
+
+/// Starts the daemon that serves the share, if one is to listen on `fs`.
+pub(crate) async fn serve(
+    yard: &Yard<'_>,
+    fs: Option<OwnedFd>,
+    cgroup_procs: &[PathBuf],
+) -> Result<Option<Arc<dyn Daemon>>, SandboxError> {
+    let Some(listener) = fs else { return Ok(None) };
+    let fail = |step| {
+        move |source| SandboxError::Host {
+            step,
+            path: None,
+            source,
+        }
+    };
+    let launch = FsdLaunch {
+        listener,
+        share: yard.paths.share(),
+        shared_fs: yard.plan.vm.shared_fs.clone(),
+        marker: format!("{}/fsd", yard.paths.marker),
+        cgroup_procs: cgroup_procs.to_vec(),
+        stderr: yard
+            .platform
+            .log_pipe("fsd")
+            .map_err(fail("opening a log pipe"))?,
+    };
+    let _starting = yard.timeline.span(Lane::Fsd, "start the daemon");
+    let fsd = yard.platform.spawn_fsd(launch).await;
+    let fsd = fsd.map_err(fail("starting the shared-filesystem daemon"))?;
+    Ok(Some(Arc::from(fsd)))
+}
+
+/// Plugs the share, and lets the CPUs go.
+pub(crate) async fn go(yard: &Yard<'_>, vm: &dyn Vm, share: bool) -> Result<(), SandboxError> {
+    if share {
+        plug_share(yard, vm).await?;
+    }
+    let _going = yard.timeline.span(Lane::Vmm, CPUS_GO);
+    Ok(vm.resume().await?)
 }
 
 async fn plug_share(yard: &Yard<'_>, vm: &dyn Vm) -> Result<(), SandboxError> {
@@ -396,6 +450,7 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         control,
         data,
         cgroup_procs,
+        reattach,
         deadline,
     } = booted;
     let streams = paths.streams();
@@ -406,7 +461,7 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         control,
         data,
         streams: &streams,
-        reattach: false,
+        reattach,
         deadline,
     };
     let waiting = yard.timeline.span(Lane::Supervisor, "wait for the agent's hello");

@@ -38,6 +38,13 @@ pub enum Resource {
         /// Absent between intent and start: then it is found by its environment marker.
         process: Option<HostProcess>,
     },
+    /// A waiting VM, while it changes hands: the sandbox's if its directory is at `place`.
+    Claim {
+        /// Its directory in the pool, once it is claimed.
+        place: PathBuf,
+        /// Stands in the environment of its VMM.
+        marker: String,
+    },
     /// A mount in the supervisor's mount namespace.
     Mount {
         /// Mount point.
@@ -88,6 +95,7 @@ impl Resource {
             Self::Directory { .. } => "undo: directory",
             Self::Cgroup { .. } => "undo: cgroup",
             Self::Process { .. } => "undo: process",
+            Self::Claim { .. } => "undo: claim",
             Self::Mount { .. } => "undo: mount",
             Self::Link { .. } => "undo: link",
             Self::RootMount { .. } => "undo: rootfs",

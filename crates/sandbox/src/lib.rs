@@ -26,6 +26,7 @@ mod side;
 pub mod size;
 mod span;
 mod start_up;
+mod take;
 pub mod template;
 pub mod timeline;
 pub mod world;

@@ -5,7 +5,7 @@
 
 use crate::journal::Resource;
 use crate::network::{NetworkSource, NetworkSpace};
-use crate::template::{Found, TemplateKey};
+use crate::template::{Found, TemplateKey, Waiting};
 use async_trait::async_trait;
 use bulkhead_model::plan::RootMount;
 use bulkhead_model::vm::{Accelerator, SharedFs};
@@ -150,6 +150,17 @@ pub trait Platform: Send + Sync {
             order: false,
         }
     }
+    /// Those of the waiting VMs of a template that are what this plan asks for, the longest waiting first.
+    fn find_waiting(&self, plan: &SandboxPlan, key: &TemplateKey) -> Vec<Waiting> {
+        let _ = (plan, key);
+        Vec::new()
+    }
+    /// Opens the mount namespace mounts are made in.
+    fn open_mount_namespace(&self) -> io::Result<OwnedFd>;
+    /// Makes the cgroup of waiting VMs: its `cgroup.procs` files.
+    fn pool_cgroup(&self) -> io::Result<Vec<PathBuf>>;
+    /// Ends the processes that carry a marker.
+    fn end_marked(&self, marker: &str) -> io::Result<()>;
     /// Throws away a template that did not do.
     fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
         let _ = (plan, key);

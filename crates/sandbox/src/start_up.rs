@@ -1,7 +1,10 @@
 //! How a sandbox's VM comes to life: from a template, by a boot, or by one after the other.
 //!
 //! ```text
-//!  template? ─ yes ─► goes on ─► running
+//!  template? ─ yes ─► one waits? ─ yes ─► taken ─► running
+//!      │               │ no          └ does not do: undone ─┐
+//!      │               └──────► goes on ◄──────────────────┘
+//!      │                           └─► running
 //!      │ no              │ does not do: thrown away (not if QEMU was killed), everything undone
 //!      └──► boot ◄───────┘
 //!            │ failed with KVM: undone ─► boot, translated ─► running
@@ -10,11 +13,11 @@
 //!
 //! Owns: which start is tried, and when another. Never: the steps of one (see `boot`). Called by the engine.
 
-use crate::boot::{self, Ready, Yard};
+use crate::boot::{self, Ready, Source, Yard};
 use crate::error::SandboxError;
 use crate::journal::Entry;
 use crate::size::Size;
-use crate::template::{Found, Template, TemplateKey, shape};
+use crate::template::{Found, TemplateKey, shape};
 use crate::world::{Live, World};
 use bulkhead_model::snapshot::{Phase, Provenance};
 use bulkhead_model::timeline::Lane;
@@ -35,8 +38,15 @@ impl World {
         let why_cold = match found {
             Found::Ready(template) => {
                 let key = template.key.clone();
-                match self.boot_once(Some(template)).await {
-                    Ok(ready) => return self.booted(ready, Some(key), String::new()),
+                if self.plan.factory.pool > 0 {
+                    // What is taken is replaced, and what is missing added, once this sandbox runs.
+                    self.order_template = true;
+                    if let Some(ready) = self.take_waiting(&key, &base).await {
+                        return self.booted(ready, Some(key), true, String::new());
+                    }
+                }
+                match self.boot_once(Source::Template(template)).await {
+                    Ok(ready) => return self.booted(ready, Some(key), false, String::new()),
                     Err(error) if error.may_be_the_template() => {
                         let why = bulkhead_model::failure::chain(&error);
                         tracing::warn!(%key, error = why, "the template does not do: booting, once");
@@ -58,21 +68,22 @@ impl World {
                 why
             }
         };
-        let ready = match self.boot_once(None).await {
+        let ready = match self.boot_once(Source::Boot).await {
             Err(error) if error.may_be_the_accelerator() && self.platform.distrust_kvm() => {
                 tracing::warn!(%error, "the VM did not start with KVM: starting it once more, translated");
                 self.back_to(&base).await;
-                self.boot_once(None).await?
+                self.boot_once(Source::Boot).await?
             }
             other => other?,
         };
-        self.booted(ready, None, why_cold)
+        self.booted(ready, None, false, why_cold)
     }
 
     fn booted(
         &mut self,
         ready: Ready,
         template: Option<TemplateKey>,
+        pool: bool,
         why_cold: String,
     ) -> Result<(), SandboxError> {
         let Ready {
@@ -91,6 +102,7 @@ impl World {
         }
         self.provenance = Provenance {
             template: template.map(|key| key.to_string()),
+            pool,
             why_cold,
             boot_nonce: guest.hello().boot_nonce.clone(),
         };
@@ -113,7 +125,24 @@ impl World {
         }
     }
 
-    async fn boot_once(&mut self, template: Option<Template>) -> Result<Ready, SandboxError> {
+    /// A VM that went on from this template already, if one waits and does; else everything is as before.
+    async fn take_waiting(&mut self, key: &TemplateKey, base: &[Entry]) -> Option<Ready> {
+        let waiting = self.platform.find_waiting(&self.plan, key);
+        if waiting.is_empty() {
+            return None;
+        }
+        match self.boot_once(Source::Waiting(waiting)).await {
+            Ok(ready) => Some(ready),
+            Err(error) => {
+                let why = bulkhead_model::failure::chain(&error);
+                tracing::warn!(%key, error = why, "a waiting VM does not do: going on from the template");
+                self.back_to(base).await;
+                None
+            }
+        }
+    }
+
+    async fn boot_once(&mut self, source: Source) -> Result<Ready, SandboxError> {
         let yard = Yard {
             plan: &self.plan,
             paths: &self.paths,
@@ -121,7 +150,7 @@ impl World {
             vmm: self.vmm.as_ref(),
             timeline: &self.timeline,
         };
-        boot::boot(yard, &mut self.journal, template).await
+        boot::boot(yard, &mut self.journal, source).await
     }
 
     /// The machine as it was started.

@@ -20,6 +20,7 @@ use bulkhead_vmm::qemu::Qemu;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(shim) if shim.ordered => None,
         _ => Some(read_plan(&paths).map_err(|e| fail("reading its plan", e))?),
     };
-    bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
+    let outside =
+        bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     let bundle = shim.as_ref().map(|shim| shim.bundle.as_path());
     let wants = |of: fn(&SandboxPlan) -> bool| plan.as_ref().is_some_and(of);
     let debug = wants(|plan| plan.vm.debug || plan.debug || plan.agent.debug);
@@ -130,7 +132,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         .max_blocking_threads(16)
         .build()
         .map_err(|e| fail("starting its runtime", e))?;
-    let failures = runtime.block_on(supervise(arguments, plan, paths, shim))?;
+    let failures = runtime.block_on(supervise(arguments, plan, paths, shim, outside))?;
     for failure in &failures {
         tracing::error!(failure, "left behind");
     }
@@ -154,6 +156,7 @@ async fn supervise(
     plan: Option<SandboxPlan>,
     paths: SandboxPaths,
     shim: Option<Settings>,
+    outside: OwnedFd,
 ) -> Result<Vec<String>, Failure> {
     let fail = |step: &str, error: io::Error| {
         Failure::new(
@@ -163,7 +166,8 @@ async fn supervise(
     };
     let verdict = accelerator::probe();
     tracing::info!(accelerator = ?verdict.accelerator, reason = verdict.reason, "how guest code runs");
-    let platform: Arc<dyn Platform> = Arc::new(RealHost::new(verdict.accelerator, accelerator::cache()));
+    let host = RealHost::new(verdict.accelerator, accelerator::cache()).from_outside(outside);
+    let platform: Arc<dyn Platform> = Arc::new(host);
     let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
     if !arguments.recover {
         journal

@@ -1,7 +1,7 @@
 //! The process that makes a template after a cold start, and the same work in the foreground.
 //!
 //! ```text
-//!  supervisor ─ order on a descriptor ─► template-maker: lowest priority ─► log ─► make ─► end
+//!  supervisor ─ order on a descriptor ─► template-maker: lowest priority ─► log ─► make ─► fill the pool ─► end
 //! ```
 //!
 //! Owns: the process-wide set-up. Never: how a template is made (`sandbox::template`). Called by `main` for the
@@ -13,7 +13,7 @@ use bulkhead_host::process::give_way;
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::host::{ORDER_FD, RealHost};
-use bulkhead_sandbox::template::{Order, Outcome, make};
+use bulkhead_sandbox::template::{Order, Outcome, fill, make};
 use bulkhead_vmm::qemu::Qemu;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -38,7 +38,7 @@ fn ordered() -> io::Result<()> {
     let dir = &order.factory.template_path;
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     logfile::start(&dir.join("log"), None, order.plan.debug, false)?;
-    match fill(&order) {
+    match carry_out(&order) {
         Ok(outcome) => tracing::info!(?outcome, "template"),
         Err(failure) => return Err(io::Error::other(failure.message)),
     }
@@ -49,7 +49,7 @@ fn ordered() -> io::Result<()> {
 ///
 /// # Errors
 /// What failed first; nothing is left then.
-pub fn fill(order: &Order) -> Result<Outcome, Failure> {
+pub fn carry_out(order: &Order) -> Result<Outcome, Failure> {
     let fail = |message: String| Failure::new(FailureKind::Internal, message);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -58,7 +58,14 @@ pub fn fill(order: &Order) -> Result<Outcome, Failure> {
         .map_err(|e| fail(format!("starting the runtime: {e}")))?;
     let host = RealHost::new(order.accelerator, accelerator::cache());
     let vmm = Qemu::new(accelerator::probe().tsc_khz);
-    runtime
-        .block_on(make(order, &host, &vmm))
-        .map_err(|error| fail(format!("making a template: {}", chain(&error))))
+    runtime.block_on(async {
+        let made = make(order, &host, &vmm)
+            .await
+            .map_err(|error| fail(format!("making a template: {}", chain(&error))))?;
+        let started = fill(order, &host, &vmm)
+            .await
+            .map_err(|error| fail(format!("having VMs wait: {}", chain(&error))))?;
+        tracing::info!(started, "VMs that wait");
+        Ok(made)
+    })
 }

@@ -34,6 +34,10 @@ pub enum Step {
     Adopt,
     /// [`Vm::resume`].
     Resume,
+    /// [`Vm::halt`].
+    Halt,
+    /// [`Vm::hold`].
+    Hold,
     /// [`Vm::kill`].
     Kill,
     /// [`Hotplug::plug`].
@@ -337,6 +341,18 @@ impl Vm for FakeVm {
 
     async fn resume(&self) -> Result<(), VmmError> {
         self.go(Step::Resume, "cont", self.process.pid, |_| Ok(())).await
+    }
+
+    async fn halt(&self) -> Result<(), VmmError> {
+        self.go(Step::Halt, "stop", self.process.pid, |_| Ok(())).await
+    }
+
+    async fn hold(&self, name: &'static str, fd: OwnedFd) -> Result<(), VmmError> {
+        self.go(Step::Hold, "getfd", name, |machine| {
+            machine.sockets.push(fd);
+            Ok(())
+        })
+        .await
     }
 
     async fn exited(&self) -> VmExit {

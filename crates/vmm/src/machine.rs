@@ -269,6 +269,10 @@ pub trait Vm: Send + Sync {
     fn round_trips(&self) -> u64;
     /// Lets the CPUs run.
     async fn resume(&self) -> Result<(), VmmError>;
+    /// Stops the CPUs; [`Self::resume`] lets them go on where they were.
+    async fn halt(&self) -> Result<(), VmmError>;
+    /// Has the VMM keep `fd` open, under a name, for as long as it lives: what it refers to stays as long.
+    async fn hold(&self, name: &'static str, fd: OwnedFd) -> Result<(), VmmError>;
     /// Waits for the end of the VMM process; any number of callers, any time.
     async fn exited(&self) -> VmExit;
     /// Ends the VMM at once and waits until it is reaped, at most `deadline`.

@@ -4,7 +4,7 @@
 use super::{Outcome, print_text, template};
 use crate::context::Context;
 use bulkhead_model::{Failure, FailureKind};
-use bulkhead_sandbox::host::end_marked;
+use bulkhead_sandbox::host::{end_marked, leave_pool_cgroup};
 use bulkhead_sandbox::timeline;
 use bulkhead_shim::offline;
 use clap::Args;
@@ -35,6 +35,7 @@ impl Gc {
                 print_text(&format!("template {key}\n"))?;
             }
             left.extend(stuck);
+            leave_pool_cgroup();
         }
         timeline::clear(&context.layout)
             .map_err(|e| Failure::new(FailureKind::Internal, format!("removing old timelines: {e}")))?;

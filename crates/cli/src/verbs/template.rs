@@ -5,6 +5,7 @@ use crate::context::Context;
 use bulkhead_config::{Config, Source};
 use bulkhead_model::plan::FactoryPlan;
 use bulkhead_model::{Failure, FailureKind};
+use bulkhead_sandbox::host::{end_marked, leave_pool_cgroup};
 use bulkhead_sandbox::template::{Condition, Kept, Order, TemplateKey, TemplateStore, shape};
 use bulkhead_shim::{accelerator, host_facts, template_maker};
 use clap::{Subcommand, ValueEnum};
@@ -29,7 +30,13 @@ pub(crate) enum TemplateCommand {
         #[arg(long, short, value_enum, default_value = "table")]
         format: Format,
     },
-    /// Remove templates; sandboxes that started from them go on
+    /// End the VMs that wait; `pool` of the configuration says how many are to, and the next start has them made again
+    Drain {
+        /// Keys, as `template list` prints them; all without
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
+    /// Remove templates and the VMs that wait for them; sandboxes that started from them go on
     Destroy {
         /// Every one
         #[arg(long, conflicts_with = "keys", required_unless_present = "keys")]
@@ -56,6 +63,7 @@ impl TemplateCommand {
                 factory,
             }),
             Self::List { format } => list(&factory, format),
+            Self::Drain { keys } => drain(&factory, &keys),
             Self::Destroy { all, keys } => destroy(&factory, all, &keys),
         }
     }
@@ -74,7 +82,7 @@ pub(crate) fn store(context: &Context) -> Result<TemplateStore, Failure> {
 
 fn create(order: Order) -> Outcome {
     use bulkhead_sandbox::template::Outcome as Made;
-    let (key, what) = match template_maker::fill(&order)? {
+    let (key, what) = match template_maker::carry_out(&order)? {
         Made::Made(key) => (key, "made"),
         Made::Present(key) => (key, "there already"),
         Made::BeingMade(key) => (key, "being made by another process"),
@@ -93,29 +101,57 @@ fn list(factory: &FactoryPlan, format: Format) -> Outcome {
     }
 }
 
+fn drain(factory: &FactoryPlan, keys: &[String]) -> Outcome {
+    let store = TemplateStore::of(factory);
+    let mut text = String::new();
+    for key in chosen(&store, keys.is_empty(), keys)? {
+        text.push_str(&format!("{key} {}\n", end_waiting(&store, &key)?));
+    }
+    leave_pool_cgroup();
+    print_text(&text)
+}
+
 fn destroy(factory: &FactoryPlan, all: bool, keys: &[String]) -> Outcome {
     let store = TemplateStore::of(factory);
-    let there: Vec<TemplateKey> = store.list().into_iter().map(|kept| kept.key).collect();
-    let chosen = if all {
-        there
-    } else {
-        keys.iter()
-            .map(|text| {
-                TemplateKey::parse(text)
-                    .filter(|key| there.contains(key))
-                    .ok_or_else(|| {
-                        Failure::new(
-                            FailureKind::NotFound,
-                            format!("template {text} does not exist: see `bulkhead template list`"),
-                        )
-                    })
-            })
-            .collect::<Result<_, _>>()?
-    };
+    let chosen = chosen(&store, all, keys)?;
     for key in &chosen {
         store.destroy(key);
+        end_waiting(&store, key)?;
     }
+    leave_pool_cgroup();
     print_text(&chosen.iter().map(|key| format!("{key}\n")).collect::<String>())
+}
+
+/// Ends the VMs that wait for a template; how many there were.
+fn end_waiting(store: &TemplateStore, key: &TemplateKey) -> Result<usize, Failure> {
+    store
+        .pool(key)
+        .drain(&|marker| end_marked(marker, None))
+        .map_err(|error| {
+            Failure::new(
+                FailureKind::Internal,
+                format!("ending the VMs that wait for template {key}: {error}"),
+            )
+        })
+}
+
+fn chosen(store: &TemplateStore, all: bool, keys: &[String]) -> Result<Vec<TemplateKey>, Failure> {
+    let there: Vec<TemplateKey> = store.list().into_iter().map(|kept| kept.key).collect();
+    if all {
+        return Ok(there);
+    }
+    keys.iter()
+        .map(|text| {
+            TemplateKey::parse(text)
+                .filter(|key| there.contains(key))
+                .ok_or_else(|| {
+                    Failure::new(
+                        FailureKind::NotFound,
+                        format!("template {text} does not exist: see `bulkhead template list`"),
+                    )
+                })
+        })
+        .collect()
 }
 
 fn mib(bytes: u64) -> String {
@@ -124,8 +160,8 @@ fn mib(bytes: u64) -> String {
 
 fn table(all: &[Kept]) -> String {
     let mut text = format!(
-        "{:<34}{:<14}{:<12}{:<24}{}\n",
-        "KEY", "SIZE", "MACHINE", "KERNEL", "STATUS"
+        "{:<34}{:<14}{:<9}{:<12}{:<24}{}\n",
+        "KEY", "SIZE", "WAITING", "MACHINE", "KERNEL", "STATUS"
     );
     for kept in all {
         let (machine, kernel) = kept.manifest.as_ref().map_or_else(Default::default, |manifest| {
@@ -140,9 +176,10 @@ fn table(all: &[Kept]) -> String {
             Condition::Gone => "gone".to_owned(),
         };
         text.push_str(&format!(
-            "{:<34}{:<14}{machine:<12}{kernel:<24}{condition}\n",
+            "{:<34}{:<14}{:<9}{machine:<12}{kernel:<24}{condition}\n",
             kept.key.as_str(),
             mib(kept.used_bytes),
+            kept.waiting.len(),
         ));
     }
     text

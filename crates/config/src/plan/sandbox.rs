@@ -82,12 +82,17 @@ pub(super) fn machine(settings: &Settings, host: &HostFacts) -> (VmPlan, Factory
     (vm, factory(settings))
 }
 
+/// Where VMs wait: it is of this boot of the host only.
+const POOLS: &str = "/run/bulkhead/pool";
+
 fn factory(settings: &Settings) -> FactoryPlan {
     let factory = &settings.factory;
     FactoryPlan {
         template: factory.template == "on",
         template_path: factory.template_path.clone(),
         template_memory: factory.template_memory.clone(),
+        pool: factory.pool.max(factory.vm_cache_number),
+        pool_path: POOLS.into(),
         vm_cache_number: factory.vm_cache_number,
         vm_cache_endpoint: factory.vm_cache_endpoint.clone(),
     }

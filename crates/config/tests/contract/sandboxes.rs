@@ -139,6 +139,8 @@ fn o21_factory() {
         (Path::new("/t"), 3)
     );
     assert_eq!(plan.vm_cache_endpoint, Path::new("/e"));
+    assert_eq!(plan.pool, 3, "the same thing by the reference's name");
+    assert_eq!(sandbox("[factory]\npool = 2\n", &spec()).factory.pool, 2);
     let errors = Config::parse(Path::new("f"), "[factory]\ntemplate = \"yes\"\n").unwrap_err();
     says(
         &errors[0].to_string(),

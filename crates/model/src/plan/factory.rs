@@ -13,8 +13,12 @@ pub struct FactoryPlan {
     pub template_path: PathBuf,
     /// Directory of the memory of templates.
     pub template_memory: PathBuf,
-    /// Booted VMs kept waiting, 0 for none.
+    /// VMs that went on from a template and wait, 0 for none.
+    pub pool: u32,
+    /// Directory of those that wait; the paths of their sockets begin with it, so it is short.
+    pub pool_path: PathBuf,
+    /// The same as `pool`, by the reference's name.
     pub vm_cache_number: u32,
-    /// Socket of the server that keeps them.
+    /// Socket of the server that keeps them there; here nobody has to.
     pub vm_cache_endpoint: PathBuf,
 }

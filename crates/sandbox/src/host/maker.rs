@@ -5,9 +5,10 @@
 
 use crate::template::Order;
 use bulkhead_host::memory;
-use bulkhead_host::process::Spawn;
+use bulkhead_host::process::{Namespace, Spawn};
 use std::fs::File;
 use std::io::{self, Seek};
+use std::os::fd::OwnedFd;
 
 /// Descriptor on which it finds its order, as JSON.
 pub const ORDER_FD: i32 = 3;
@@ -15,12 +16,13 @@ pub const ORDER_FD: i32 = 3;
 /// Where programs are looked for when this process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(super) fn spawn(order: &Order) -> io::Result<()> {
+/// `outside` is the mount namespace it is to be in: a VM it starts to wait must not keep this sandbox's mounts.
+pub(super) fn spawn(order: &Order, outside: Option<&OwnedFd>) -> io::Result<()> {
     let mut file = File::from(memory::anonymous(c"order", 0)?);
     serde_json::to_writer(&file, order)?;
     file.rewind()?;
     // Reaped by whoever inherits it: this process ends with its sandbox.
-    Spawn::new("/proc/self/exe")
+    let mut spawn = Spawn::new("/proc/self/exe")
         .arg("template-maker")
         .env(
             "PATH",
@@ -28,8 +30,10 @@ pub(super) fn spawn(order: &Order) -> io::Result<()> {
         )
         .fd(file.into(), ORDER_FD)
         .directory("/")
-        .new_session()
-        .spawn()
-        .map_err(io::Error::other)?;
+        .new_session();
+    if let Some(outside) = outside {
+        spawn = spawn.enter(Namespace::Mount, outside.try_clone()?);
+    }
+    spawn.spawn().map_err(io::Error::other)?;
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::journal::Resource;
 use crate::layout::SandboxPaths;
 use crate::network::{NetworkSource, NetworkSpace};
 use crate::platform::{Bind, CgroupMade, Daemon, FsdLaunch, GuestPorts, Platform};
-use crate::template::{self, Found, Order, TemplateKey, TemplateStore, shape};
+use crate::template::{self, Found, Order, TemplateKey, TemplateStore, Waiting, shape};
 use async_trait::async_trait;
 use bulkhead_host::cgroup::{Cgroup, Hierarchy};
 use bulkhead_host::fdpass;
@@ -30,6 +30,7 @@ use bulkhead_model::{HostProcess, SandboxPlan};
 use bulkhead_protocol::{Attachment, Client, Guest, GuestError, StreamStore};
 use bulkhead_vmm::Vmm;
 use console::ConsoleTail;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -46,22 +47,44 @@ const OVERHEAD_MIB: u64 = 384;
 /// Cgroup v1 resources the sandbox's processes are put into (K-03).
 const RESOURCES: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
+/// The cgroup of waiting VMs.
+const POOL_CGROUP: &str = "/bulkhead-pool";
+
 /// Gives this process the sandbox's mount namespace: that of its running VMM, if there is one, else a new one.
 /// Mounts of the host still come in, ours never get out, and all of them end with the last process in it.
-/// Called before any thread is started.
+/// Called before any thread is started. Returns the namespace that was left.
 ///
 /// # Errors
 /// setns(2), unshare(2) and mount(2).
-pub fn own_mounts(paths: &SandboxPaths) -> io::Result<()> {
+pub fn own_mounts(paths: &SandboxPaths) -> io::Result<OwnedFd> {
+    let outside = File::open("/proc/self/ns/mnt")?;
     let saved = crate::SavedSandbox::read(&paths.state()).ok();
-    let vmm = saved.and_then(|saved| saved.processes.get("vmm").copied());
-    if let Some(vmm) = vmm.filter(|vmm| alive(vmm.pid, vmm.start_time).unwrap_or(false)) {
-        let namespace = std::fs::File::open(format!("/proc/{}/ns/mnt", vmm.pid))?;
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
-        return Ok(());
+    let vmm = saved.and_then(|saved| Some((*saved.processes.get("vmm")?, saved.provenance.pool)));
+    if let Some((vmm, pool)) = vmm.filter(|(vmm, _)| is_alive(*vmm)) {
+        let own = PathBuf::from(format!("/proc/{}/ns/mnt", vmm.pid));
+        // One that waited was started elsewhere: it holds the namespace, and is not in it.
+        let namespace = if pool { held_mounts(vmm.pid)? } else { own };
+        nix::sched::setns(File::open(namespace)?, nix::sched::CloneFlags::CLONE_NEWNS)?;
+        return Ok(outside.into());
     }
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    propagate(Path::new("/"), Propagation::Slave, true).map_err(io::Error::other)
+    propagate(Path::new("/"), Propagation::Slave, true).map_err(io::Error::other)?;
+    Ok(outside.into())
+}
+
+/// The mount namespace a VMM was given to hold.
+fn held_mounts(vmm: i32) -> io::Result<PathBuf> {
+    for entry in std::fs::read_dir(format!("/proc/{vmm}/fd"))? {
+        let path = entry?.path();
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        if target.as_os_str().as_encoded_bytes().starts_with(b"mnt:[") {
+            return Ok(path);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("the VMM {vmm} holds no mount namespace"),
+    ))
 }
 
 /// This host.
@@ -69,6 +92,8 @@ pub struct RealHost {
     translate: AtomicBool,
     accelerator_cache: PathBuf,
     console: ConsoleTail,
+    /// The mount namespace this process was started in.
+    outside: Option<OwnedFd>,
 }
 
 impl RealHost {
@@ -79,6 +104,16 @@ impl RealHost {
             translate: AtomicBool::new(accelerator == Accelerator::Tcg),
             accelerator_cache,
             console: ConsoleTail::default(),
+            outside: None,
+        }
+    }
+
+    /// The same for a process that has left the mount namespace `outside`: what outlives it is started there.
+    #[must_use]
+    pub fn from_outside(self, outside: OwnedFd) -> Self {
+        Self {
+            outside: Some(outside),
+            ..self
         }
     }
 
@@ -267,7 +302,7 @@ impl Platform for RealHost {
     }
 
     fn runs(&self, process: HostProcess) -> bool {
-        alive(process.pid, process.start_time).unwrap_or(false)
+        is_alive(process)
     }
 
     async fn ended(&self, process: HostProcess, within: Duration) -> bool {
@@ -283,20 +318,65 @@ impl Platform for RealHost {
         template::find(plan, vmm, self.accelerator())
     }
 
+    fn find_waiting(&self, plan: &SandboxPlan, key: &TemplateKey) -> Vec<Waiting> {
+        let (machine, accelerator) = (shape(&plan.vm), self.accelerator());
+        let mut all = TemplateStore::of(&plan.factory).pool(key).waiting(is_alive);
+        all.retain(|one| one.record.plan == machine && one.record.accelerator == accelerator);
+        all
+    }
+
+    fn open_mount_namespace(&self) -> io::Result<OwnedFd> {
+        std::fs::File::open("/proc/self/ns/mnt").map(OwnedFd::from)
+    }
+
+    fn pool_cgroup(&self) -> io::Result<Vec<PathBuf>> {
+        let cgroup = pool_cgroup()?;
+        cgroup.create().map_err(io::Error::other)?;
+        Ok(cgroup.procs())
+    }
+
+    fn end_marked(&self, marker: &str) -> io::Result<()> {
+        end_marked(marker, None)
+    }
+
     fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
-        TemplateStore::of(&plan.factory).destroy(key);
+        let store = TemplateStore::of(&plan.factory);
+        store.destroy(key);
+        if let Err(error) = store.pool(key).drain(&|marker| end_marked(marker, None)) {
+            tracing::warn!(%error, %key, "ending the VMs that wait for a template that does not do");
+        }
     }
 
     fn order_template(&self, plan: &SandboxPlan) -> io::Result<()> {
-        maker::spawn(&Order {
+        let order = Order {
             plan: shape(&plan.vm),
             accelerator: self.accelerator(),
             factory: plan.factory.clone(),
-        })
+        };
+        maker::spawn(&order, self.outside.as_ref())
     }
 
     fn undo(&self, resource: &Resource) -> io::Result<()> {
         undo(resource)
+    }
+}
+
+/// Whether a recorded process still runs.
+pub(crate) fn is_alive(process: HostProcess) -> bool {
+    alive(process.pid, process.start_time).unwrap_or(false)
+}
+
+/// The cgroup of VMs that wait for a sandbox.
+fn pool_cgroup() -> io::Result<Cgroup> {
+    let hierarchy = Hierarchy::detect().map_err(io::Error::other)?;
+    Cgroup::plan(&hierarchy, POOL_CGROUP, None, &RESOURCES).map_err(io::Error::other)
+}
+
+/// Removes the cgroup of waiting VMs if none is in it.
+pub fn leave_pool_cgroup() {
+    let Ok(cgroup) = pool_cgroup() else { return };
+    for directory in cgroup.directories() {
+        let _ = bulkhead_host::cgroup::remove_if_empty(directory);
     }
 }
 

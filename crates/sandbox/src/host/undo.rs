@@ -30,6 +30,12 @@ pub fn undo(resource: &Resource) -> io::Result<()> {
         } => end(process.pid, process.start_time),
         // Known by what its environment says: the start was not recorded.
         Resource::Process { role, process: None } => end_unrecorded(role),
+        Resource::Claim { place, marker } => {
+            if place.is_dir() {
+                end_marked(marker, None)?;
+            }
+            remove_tree(place)
+        }
         Resource::Mount { path, namespace, .. } => unmount(path, *namespace),
         Resource::Link { .. } | Resource::Redirect { .. } => super::network::undo(resource),
         Resource::RootMount { path, namespace, .. } => unmount_here(path, *namespace),
@@ -223,6 +229,31 @@ mod tests {
         std::fs::remove_dir_all(&other).unwrap();
         undo(&resource).unwrap();
         assert!(!parent.exists());
+    }
+
+    /// One that another sandbox was faster to claim is at another place: it is left alone.
+    #[test]
+    fn a_claim_is_undone_where_it_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = format!("p-undo-{}", std::process::id());
+        let child = Spawn::new("/bin/sleep")
+            .arg("600")
+            .env(bulkhead_host::process::MARKER, format!("{marker}/vmm"))
+            .spawn()
+            .unwrap()
+            .child;
+        let place = dir.path().join("n-s");
+        let claim = Resource::Claim {
+            place: place.clone(),
+            marker,
+        };
+        undo(&claim).unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("qmp"), "").unwrap();
+        undo(&claim).unwrap();
+        assert!(!alive(child.pid(), child.start_time()).unwrap());
+        assert!(!place.exists());
     }
 
     #[test]

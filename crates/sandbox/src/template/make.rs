@@ -116,19 +116,7 @@ impl Bench<'_> {
         let bytes = u64::from(order.plan.memory_mib) << 20;
         let (vm, guest) = self.boot(order, vmm, fresh(&memory, bytes)?).await?;
         let hello = guest.hello().clone();
-        // What a first call brings about in the agent is in the template then, not in every start; what nobody uses
-        // any more is not.
-        let first = guest.configure(GuestIdentity {
-            settle: true,
-            ..GuestIdentity::default()
-        });
-        alive(&vm, "warming up", first).await??;
-        match alive(&vm, "rehearsing", guest.rehearse()).await? {
-            Ok(()) => {}
-            // A template of a guest that refuses does as well, only later.
-            Err(error @ GuestError::Refused { .. }) => tracing::warn!(%error, "the guest did not rehearse"),
-            Err(error) => return Err(error.into()),
-        }
+        warm_up(&vm, guest.as_ref(), true).await?;
         let snapshot = vm.snapshot().ok_or_else(|| VmmError::Unsupported {
             option: "template",
             value: "on".into(),
@@ -245,8 +233,27 @@ impl Bench<'_> {
     }
 }
 
+/// Has a guest do once what every start does: what that brings about is there then, not in every start. With `settle`
+/// what nobody uses any more is not.
+pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest, settle: bool) -> Result<(), TemplateError> {
+    let first = guest.configure(GuestIdentity {
+        settle,
+        ..GuestIdentity::default()
+    });
+    alive(vm, "warming up", first).await??;
+    match alive(vm, "rehearsing", guest.rehearse()).await? {
+        Ok(()) => Ok(()),
+        // A guest that refuses does as well, only later.
+        Err(error @ GuestError::Refused { .. }) => {
+            tracing::warn!(%error, "the guest did not rehearse");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Waits for `work`, at most as long as the VM lives.
-async fn alive<T>(
+pub(super) async fn alive<T>(
     vm: &Arc<dyn Vm>,
     step: &'static str,
     work: impl Future<Output = T>,

@@ -18,6 +18,7 @@ use super::error::TemplateError;
 use super::identity::{FORM, Identity, TemplateKey};
 use super::manifest::Manifest;
 use super::order::shape;
+use super::pool::{Pool, Record};
 use crate::layout::SOCKET_BASE;
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::plan::FactoryPlan;
@@ -94,6 +95,8 @@ pub struct Kept {
     pub condition: Condition,
     /// Bytes on disk or in memory.
     pub used_bytes: u64,
+    /// VMs that wait for a sandbox.
+    pub waiting: Vec<Record>,
     /// Its record.
     pub manifest: Option<Manifest>,
 }
@@ -103,6 +106,9 @@ pub struct Kept {
 pub struct TemplateStore {
     dir: PathBuf,
     memory: PathBuf,
+    pools: PathBuf,
+    /// VMs that are to wait for a template of this store.
+    pool: u32,
 }
 
 impl TemplateStore {
@@ -112,6 +118,8 @@ impl TemplateStore {
         Self {
             dir: factory.template_path.clone(),
             memory: factory.template_memory.clone(),
+            pools: factory.pool_path.clone(),
+            pool: factory.pool,
         }
     }
 
@@ -164,7 +172,13 @@ impl TemplateStore {
         Ok(Some((manifest, template)))
     }
 
-    /// Removes a template; starts that have it open go on. Missing is fine.
+    /// The VMs that went on from a template and wait.
+    #[must_use]
+    pub fn pool(&self, key: &TemplateKey) -> Pool {
+        Pool::of(&self.pools, &self.dir, key)
+    }
+
+    /// Removes a template; starts that have it open go on, and VMs that wait do until [`Pool::drain`]. Missing is fine.
     pub fn destroy(&self, key: &TemplateKey) {
         let memory = Manifest::read(&self.manifest(key)).ok().flatten();
         // The manifest first: without it the rest is of no use to anybody.
@@ -198,10 +212,12 @@ impl TemplateStore {
         let used_bytes = manifest
             .as_ref()
             .map_or(0, |m| m.memory.used_bytes() + m.state.used_bytes());
+        let waiting = self.pool(&key).waiting(crate::host::is_alive);
         Kept {
             key,
             condition,
             used_bytes,
+            waiting: waiting.into_iter().map(|one| one.record).collect(),
             manifest,
         }
     }
@@ -231,6 +247,18 @@ impl TemplateStore {
         }
         let _ = digests.save(&self.digests());
         self.forget_memories();
+        for pool in Pool::all(&self.pools) {
+            let (templates, key) = pool.template();
+            let ours = templates == self.dir;
+            let wanted = self.pool > 0 && ours && self.place(key).exists();
+            // Those of another configuration are its business, while its templates are there.
+            if wanted || (!ours && templates.join(key.as_str()).exists()) {
+                continue;
+            }
+            if let Err(error) = pool.drain(&end) {
+                left.push(format!("waiting VMs of template {key}: {error}"));
+            }
+        }
         (removed, left)
     }
 

@@ -135,6 +135,11 @@ pub struct Ledger {
     pub containers_made: Mutex<Vec<GuestContainer>>,
     /// What guests were told they are.
     pub identities: Mutex<Vec<GuestIdentity>>,
+    /// What stands in the environment of VMMs.
+    pub markers: Mutex<BTreeMap<i32, String>>,
+    /// Every seed is another one.
+    pub seeds_differ: std::sync::atomic::AtomicBool,
+    pub next_seed: AtomicI32,
     pub next_pid: AtomicI32,
     pub next_vmm: AtomicI32,
     /// Templates that were ordered.
@@ -165,6 +170,15 @@ impl Ledger {
         };
         self.processes.lock().unwrap().insert(pid, role);
         HostProcess { pid, start_time: 1 }
+    }
+
+    /// Ends the VMMs with this marker.
+    pub fn end_marked(&self, marker: &str) {
+        let markers = self.markers.lock().unwrap();
+        self.processes
+            .lock()
+            .unwrap()
+            .retain(|pid, _| markers.get(pid).and_then(|value| value.split('/').next()) != Some(marker));
     }
 
     /// Asserts that nothing is held.

@@ -78,7 +78,12 @@ impl Platform for FakeHost {
     }
     fn entropy(&self) -> io::Result<Vec<u8>> {
         self.faults.step("entropy")?;
-        Ok(vec![7; 64])
+        let mut seed = vec![7; 64];
+        if self.ledger.seeds_differ.load(Ordering::SeqCst) {
+            let number = self.ledger.next_seed.fetch_add(1, Ordering::SeqCst);
+            seed[..4].copy_from_slice(&number.to_le_bytes());
+        }
+        Ok(seed)
     }
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.faults.step("make_dir")?;
@@ -184,6 +189,23 @@ impl Platform for FakeHost {
     fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {
         template::find(plan, vmm, self.accelerator())
     }
+    fn find_waiting(&self, plan: &SandboxPlan, key: &TemplateKey) -> Vec<template::Waiting> {
+        TemplateStore::of(&plan.factory)
+            .pool(key)
+            .waiting(|process| self.runs(process))
+    }
+    fn open_mount_namespace(&self) -> io::Result<OwnedFd> {
+        self.faults.step("open_mount_namespace")?;
+        Ok(std::fs::File::open("/dev/null")?.into())
+    }
+    fn pool_cgroup(&self) -> io::Result<Vec<PathBuf>> {
+        self.faults.step("pool_cgroup")?;
+        Ok(Vec::new())
+    }
+    fn end_marked(&self, marker: &str) -> io::Result<()> {
+        self.ledger.end_marked(marker);
+        Ok(())
+    }
     fn reject_template(&self, plan: &SandboxPlan, key: &TemplateKey) {
         TemplateStore::of(&plan.factory).destroy(key);
     }
@@ -205,6 +227,12 @@ impl Platform for FakeHost {
             }
             Resource::Cgroup { paths } => {
                 self.ledger.cgroups.lock().unwrap().retain(|p| !paths.contains(p));
+            }
+            Resource::Claim { place, marker } => {
+                if place.is_dir() {
+                    self.ledger.end_marked(marker);
+                    std::fs::remove_dir_all(place)?;
+                }
             }
             Resource::Process { role, process } => {
                 let mut processes = self.ledger.processes.lock().unwrap();

@@ -85,8 +85,14 @@ impl Vmm for FakeVmm {
         self.faults.slow_step(step).await.map_err(|e| vmm_error(&e))?;
         self.end.send_replace(false);
         *self.ledger.size.lock().unwrap() = (launch.plan.vcpus, launch.plan.memory_mib, launch.plan.vcpus);
+        let process = self.ledger.spawn("vmm");
+        self.ledger
+            .markers
+            .lock()
+            .unwrap()
+            .insert(process.pid, launch.marker);
         Ok(Box::new(FakeVm {
-            process: self.ledger.spawn("vmm"),
+            process,
             faults: Arc::clone(&self.faults),
             ledger: Arc::clone(&self.ledger),
             end: Arc::clone(&self.end),
@@ -104,6 +110,8 @@ impl Vmm for FakeVmm {
         _: OwnedFd,
     ) -> Result<Box<dyn Vm>, VmmError> {
         self.faults.slow_step("adopt").await.map_err(|e| vmm_error(&e))?;
+        // All VMs have one end, and this one lives.
+        self.end.send_replace(false);
         Ok(Box::new(FakeVm {
             savable: false,
             process,
@@ -125,6 +133,12 @@ impl Vm for FakeVm {
     }
     async fn resume(&self) -> Result<(), VmmError> {
         self.faults.slow_step("resume").await.map_err(|e| vmm_error(&e))
+    }
+    async fn halt(&self) -> Result<(), VmmError> {
+        self.faults.slow_step("halt").await.map_err(|e| vmm_error(&e))
+    }
+    async fn hold(&self, _: &'static str, _: OwnedFd) -> Result<(), VmmError> {
+        self.faults.slow_step("hold").await.map_err(|e| vmm_error(&e))
     }
     async fn exited(&self) -> VmExit {
         let _ = self.end.subscribe().wait_for(|ended| *ended).await;

@@ -137,6 +137,17 @@ impl Vm for Instance {
         self.command("cont", Value::Null).await.map(drop)
     }
 
+    async fn halt(&self) -> Result<(), VmmError> {
+        self.command("stop", Value::Null).await.map(drop)
+    }
+
+    async fn hold(&self, name: &'static str, fd: OwnedFd) -> Result<(), VmmError> {
+        // Kept beyond the end of this connection, getfd of the QMP reference.
+        self.command_with("getfd", serde_json::json!({ "fdname": name }), vec![fd])
+            .await
+            .map(drop)
+    }
+
     async fn exited(&self) -> VmExit {
         self.process.exited().await
     }

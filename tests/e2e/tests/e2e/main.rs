@@ -39,6 +39,7 @@ mod mounts;
 mod network;
 mod operator;
 mod options;
+mod pool;
 mod run;
 mod shop;
 mod size;
