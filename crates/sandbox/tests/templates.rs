@@ -191,14 +191,11 @@ async fn every_step_of_making_one_fails_once_and_nothing_is_left_but_the_reason(
         let step = bench.faults.name(k);
         bench.ledger.assert_empty(step);
         if step == "rehearse" {
-            // A guest that refuses makes a template all the same: its clones only start later.
-            assert!(matches!(result.unwrap(), Outcome::Made(_)));
+            // A guest that does not is saved all the same.
+            assert!(matches!(result, Ok(Outcome::Made(_))), "{result:?}");
             continue;
         }
-        if step == "kill" {
-            // It ended all the same, and what it saved is not trusted.
-            assert!(result.is_err());
-        }
+        // `kill` too: it ended all the same, and what it saved is not trusted.
         assert!(result.is_err(), "{step}");
         assert_eq!(
             files(&plan.factory.template_memory),
