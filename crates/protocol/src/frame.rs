@@ -17,7 +17,7 @@ use crate::StreamId;
 pub const HEADER_BYTES: usize = 40;
 /// Largest payload in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
-/// What fits one virtio-serial write of 32 KiB with its header: the most that the host puts into a frame.
+/// What fits one virtio-serial write of 32 KiB with its header.
 pub const DATA_BYTES: usize = 32 * 1024 - HEADER_BYTES;
 /// The guest keeps at most this many bytes of an output unacknowledged.
 pub const WINDOW_BYTES: u64 = 512 * 1024;
@@ -72,12 +72,23 @@ impl Kind {
 /// 32 bits. The second sum makes the place of a word count.
 #[must_use]
 pub fn sum(payload: &[u8]) -> u32 {
-    let (words, rest) = payload.as_chunks::<8>();
     let mut plain = 0u64;
     let mut placed = 0u64;
-    for word in words {
+    let mut add = |word: &[u8; 8]| {
         plain = plain.wrapping_add(u64::from_le_bytes(*word));
         placed = placed.wrapping_add(plain);
+    };
+    // By fours: a translated loop costs as much as what is in it.
+    let (words, rest) = payload.as_chunks::<8>();
+    let (fours, words) = words.as_chunks::<4>();
+    for [a, b, c, d] in fours {
+        add(a);
+        add(b);
+        add(c);
+        add(d);
+    }
+    for word in words {
+        add(word);
     }
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);

@@ -3,11 +3,19 @@
 //! Owns: the bytes the process has not taken yet, at most the host's window; what is to be said about it.
 //! Never: touches the port. Called by `mux`.
 
+use crate::frame::INPUT_WINDOW_BYTES;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 
-/// At least this much progress is worth an acknowledgement while more is waiting.
-const ACK_BYTES: u64 = 64 * 1024;
+/// Progress that is worth an acknowledgement: a write to the port stops a translated guest for a tenth of a millisecond,
+/// and the host has room for as much again.
+const ACK_BYTES: u64 = INPUT_WINDOW_BYTES / 2;
+/// What was written is dropped from the front of what waits when it is this much.
+const DROP_BYTES: usize = 64 * 1024;
+/// Capacity of the pipe of a process that was once sent more than fits a pipe, pipe(7).
+const PIPE_BYTES: usize = 256 * 1024;
+/// A pipe's capacity when nobody asked for another.
+const USUAL_PIPE_BYTES: usize = 64 * 1024;
 
 /// What the host is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +41,8 @@ pub(super) struct Input {
     resume_due: bool,
     /// The offset for which a gap was reported: once is enough.
     gap_at: Option<u64>,
+    /// The sink has got what pipe there is to be had.
+    widened: bool,
 }
 
 impl Input {
@@ -48,6 +58,7 @@ impl Input {
             eof: false,
             resume_due: true,
             gap_at: None,
+            widened: false,
         }
     }
 
@@ -107,7 +118,7 @@ impl Input {
         self.taken += self.write(&waiting[self.taken..]);
         if self.taken < waiting.len() {
             self.waiting = waiting;
-            if self.taken as u64 >= ACK_BYTES {
+            if self.taken >= DROP_BYTES {
                 // A reader that is always a little behind must not make this grow for ever.
                 self.waiting.drain(..self.taken);
                 self.taken = 0;
@@ -134,11 +145,23 @@ impl Input {
             return Some(Notice::Resume(self.expected));
         }
         let progress = self.written - self.told;
-        if progress >= ACK_BYTES || (progress > 0 && self.waiting.is_empty()) {
+        if progress >= ACK_BYTES {
             self.told = self.written;
             return Some(Notice::Ack(self.written));
         }
         None
+    }
+
+    /// The sink is full: a larger pipe means fewer switches between its reader and this thread.
+    fn widen(&mut self) {
+        self.widened = true;
+        if let Some(sink) = &self.sink
+            // Another capacity is one that was asked for; a terminal has none.
+            && rustix::pipe::fcntl_getpipe_size(sink) == Ok(USUAL_PIPE_BYTES)
+        {
+            // Refused when the user has too many pipes (pipe(7)): then it stays as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(sink, PIPE_BYTES);
+        }
     }
 
     fn write(&mut self, bytes: &[u8]) -> usize {
@@ -150,6 +173,7 @@ impl Input {
             match rustix::io::write(sink, &bytes[done..]) {
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if !self.widened => self.widen(),
                 Err(Errno::AGAIN) => self.writable = false,
                 // EPIPE; EIO for a terminal without a slave.
                 Err(_) => self.sink = None,
@@ -182,7 +206,7 @@ mod tests {
         let mut input = Input::new(sink);
         assert_eq!(input.notice(), Some(Notice::Resume(0)));
         input.receive(0, b"abcd");
-        assert_eq!(input.notice(), Some(Notice::Ack(4)));
+        assert_eq!(input.notice(), None, "little is not worth a word");
         input.receive(2, b"cdef");
         input.receive(1, b"bc");
         input.receive(9, b"j");
@@ -195,11 +219,38 @@ mod tests {
     }
 
     #[test]
+    fn half_a_window_is_acknowledged() {
+        let (process, sink) = pipe();
+        let mut input = Input::new(sink);
+        input.notice();
+        let half = INPUT_WINDOW_BYTES / 2;
+        input.receive(0, &vec![1; usize::try_from(half).unwrap() - 1]);
+        assert_eq!(input.notice(), None);
+        input.receive(half - 1, &[1]);
+        assert_eq!(input.notice(), Some(Notice::Ack(half)));
+        assert_eq!(read(&process).len() as u64, half);
+    }
+
+    /// A pipe that was once too small becomes larger, unless its size was asked for.
+    #[test]
+    fn a_full_pipe_becomes_a_larger_one() {
+        for (size, after) in [(USUAL_PIPE_BYTES, PIPE_BYTES), (PIPE_BYTES / 2, PIPE_BYTES / 2)] {
+            let (process, sink) = pipe();
+            rustix::pipe::fcntl_setpipe_size(&process, size).unwrap();
+            let mut input = Input::new(sink);
+            input.receive(0, &vec![1; size]);
+            assert_eq!(rustix::pipe::fcntl_getpipe_size(&process), Ok(size));
+            input.receive(size as u64, &[1]);
+            assert_eq!(rustix::pipe::fcntl_getpipe_size(&process), Ok(after));
+        }
+    }
+
+    #[test]
     fn the_end_comes_after_the_last_byte() {
         let (process, sink) = pipe();
         let mut input = Input::new(sink);
         input.notice();
-        let big = vec![1; 200 * 1024];
+        let big = vec![1; 400 * 1024];
         input.receive(0, &big);
         input.receive_eof(big.len() as u64);
         let mut total = 0;

@@ -8,7 +8,7 @@ use super::mark::Mark;
 use super::source::Source;
 use super::store::InputLog;
 use crate::StreamId;
-use crate::frame::{DATA_BYTES, Kind};
+use crate::frame::{Kind, MAX_PAYLOAD_BYTES};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -147,7 +147,7 @@ async fn copy(
             continue;
         };
         if from < log.head() {
-            log.copy(from, DATA_BYTES, &mut buffer);
+            log.copy(from, MAX_PAYLOAD_BYTES, &mut buffer);
             if port.send(Kind::Data, stream, from, &buffer).await.is_err() {
                 return End::Abandoned;
             }
@@ -159,7 +159,7 @@ async fn copy(
             eof_sent = true;
             state.changed.notified().await;
         } else if let Some(open) = source.as_ref().filter(|_| log.room() > 0) {
-            let limit = log.room().min(DATA_BYTES);
+            let limit = log.room().min(MAX_PAYLOAD_BYTES);
             let Some(result) = read(open, &mut buffer, limit, state).await else {
                 continue;
             };
