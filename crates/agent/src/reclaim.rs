@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  running      pages freed ──► the balloon's driver reports them, seconds later ──► the host takes them
-//!  to be saved  caches dropped ─► a file of zeroes takes the free pages used last ─► removed: holes in what is saved
+//!  to be saved  a file of zeroes takes the free pages used last ─► removed: holes in what is saved
 //! ```
 //!
 //! Owns: that the driver is there, and what is in free memory when a machine is saved. Never: memory in use. Called
@@ -52,13 +52,12 @@ fn has_balloon(devices: &Path) -> bool {
         })
 }
 
-/// Drops caches and overwrites the free pages that were in use before: what was freed last is given out first, and
+/// Overwrites the free pages that were in use before: what was freed last is given out first, and
 /// pages that were never used are zero already.
 ///
 /// # Errors
 /// The file system of the agent, which is memory.
 pub(crate) fn settle() -> io::Result<()> {
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
     let most = free_bytes(&fs::read_to_string("/proc/meminfo")?) / PART;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let written = write_zeroes(Path::new(ZEROES), most.min(LEFT_BY_A_BOOT));

@@ -1,7 +1,7 @@
 //! Making a template: boot, wait for the agent, save, publish.
 //!
 //! ```text
-//!  digests ─► lock ─► boot into the memory file ─► hello ─► warm up ─► save ─► seal ─► rename
+//!  digests ─► lock ─► boot into the memory file ─► hello ─► warm up, settle ─► save ─► seal ─► rename
 //!     └───── any failure: VM ended, files removed, the reason left for readers ◄──┘
 //! ```
 //! Killed in the middle it leaves files and processes named after the key; the next maker and gc remove them.
@@ -234,22 +234,24 @@ impl Bench<'_> {
 }
 
 /// Has a guest do once what every start does: what that brings about is there then, not in every start. With `settle`
-/// what nobody uses any more is not.
+/// what nobody uses any more afterwards is not.
 pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest, settle: bool) -> Result<(), TemplateError> {
-    let first = guest.configure(GuestIdentity {
-        settle,
-        ..GuestIdentity::default()
-    });
+    let first = guest.configure(GuestIdentity::default());
     alive(vm, "warming up", first).await??;
     match alive(vm, "rehearsing", guest.rehearse()).await? {
-        Ok(()) => Ok(()),
+        Ok(()) => {}
         // A guest that refuses does as well, only later.
-        Err(error @ GuestError::Refused { .. }) => {
-            tracing::warn!(%error, "the guest did not rehearse");
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
+        Err(error @ GuestError::Refused { .. }) => tracing::warn!(%error, "the guest did not rehearse"),
+        Err(error) => return Err(error.into()),
     }
+    if settle {
+        let last = guest.configure(GuestIdentity {
+            settle,
+            ..GuestIdentity::default()
+        });
+        alive(vm, "settling", last).await??;
+    }
+    Ok(())
 }
 
 /// Waits for `work`, at most as long as the VM lives.

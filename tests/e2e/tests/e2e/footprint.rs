@@ -2,7 +2,7 @@
 
 use crate::mounts::inside;
 use bulkhead_e2e::{Lab, VERB, until};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
@@ -24,6 +24,26 @@ fn memory_of(pid: i32) -> u64 {
     blocks * 512 >> 20
 }
 
+/// The template that sandboxes start from, made now or before, here or by another test.
+fn template(lab: &Lab) -> Value {
+    let mut found = None;
+    until("there is a template", VERB, || {
+        let said = lab.call(&["template", "create"]).within(VERB).run().ok().text();
+        let key = said.split(' ').next().unwrap();
+        let list = lab
+            .call(&["template", "list", "--format", "json"])
+            .run()
+            .ok()
+            .json();
+        let mut all = list.as_array().unwrap().iter();
+        found = all
+            .find(|one| one["key"] == key && one["condition"] == "ready")
+            .cloned();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
 /// Linux fills what it frees of the initial RAM disk with this: linux/poison.h, `POISON_FREE_INITMEM`.
 const FREED_BY_A_BOOT: u8 = 0xcc;
 
@@ -33,12 +53,7 @@ const FREED_BY_A_BOOT: u8 = 0xcc;
 #[ignore = "needs a VM"]
 fn what_a_boot_freed_is_not_in_a_template() {
     let lab = Lab::new();
-    let key = lab.call(&["template", "create"]).within(VERB).run().ok().text();
-    let key = key.split(' ').next().unwrap().to_owned();
-    let list = lab.call(&["template", "list", "--format", "json"]).run().ok();
-    let list = list.json();
-    let mine = list.as_array().unwrap().iter().find(|one| one["key"] == *key);
-    let memory = &mine.unwrap()["manifest"]["memory"]["path"];
+    let memory = &template(&lab)["manifest"]["memory"]["path"];
     let file = std::fs::File::open(memory.as_str().unwrap()).unwrap();
     let initrd = std::fs::metadata(Lab::config().with_file_name("initrd"))
         .unwrap()
@@ -71,7 +86,7 @@ fn freed_memory_goes_back_to_the_host() {
         });
     let id = lab.id();
     // Also in a machine that goes on from a saved one, as most do.
-    let _ = lab.call(&["template", "create"]).within(VERB).run().ok();
+    let _ = template(&lab);
     lab.run_detached(&bundle, &id);
     let inspected = lab.call(&["inspect", &id]).run().ok().json();
     assert!(inspected["provenance"]["template"].is_string(), "{inspected}");
