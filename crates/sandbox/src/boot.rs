@@ -42,6 +42,11 @@ pub const SOCKETS: [&str; 5] = ["qmp", "control", "data", "console", "fs"];
 /// A guest that goes on answers within a tenth of a second; one that is silent for this long is given up.
 pub(crate) const GOES_ON: Duration = Duration::from_secs(20);
 
+/// The guest's clock may be wrong by this many nanoseconds.
+const CLOCK_NS: u64 = 10_000_000;
+/// How often it is set, at most, until it is not.
+const CLOCK_TRIES: u32 = 4;
+
 /// What every step needs.
 #[derive(Clone, Copy)]
 pub struct Yard<'a> {
@@ -473,11 +478,25 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
     };
     drop(waiting);
     let configuring = yard.timeline.span(Lane::Supervisor, "configure the guest");
-    let configure = guest.configure(identity(yard)?);
-    tokio::select! {
-        done = configure => done?,
-        exit = vm.exited() => return Err(ended("configuring the guest", exit)),
-        () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
+    let mut told = identity(yard)?;
+    for _ in 0..CLOCK_TRIES {
+        let sent_ns = told.time_ns;
+        let again = GuestIdentity {
+            tracing: told.tracing,
+            ..GuestIdentity::default()
+        };
+        tokio::select! {
+            done = guest.configure(told) => done?,
+            exit = vm.exited() => return Err(ended("configuring the guest", exit)),
+            () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
+        }
+        // What the guest's clock was set to was over by at most as much as this took. The first time takes long
+        // where it is translated.
+        let time_ns = platform.now_ns();
+        if time_ns.saturating_sub(sent_ns) < CLOCK_NS {
+            break;
+        }
+        told = GuestIdentity { time_ns, ..again };
     }
     yard.timeline
         .came_up(configuring, guest.take_steps(), guest.hello());

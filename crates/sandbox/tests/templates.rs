@@ -540,3 +540,26 @@ async fn a_start_is_retried_once() {
         .count();
     assert_eq!(starts, 2);
 }
+
+/// A guest that takes its time has its clock set again, with nothing else, until it is right or has been tried enough.
+#[tokio::test]
+async fn the_clock_is_set_until_it_is_right() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let bench = Bench::new();
+    made(&bench).await;
+    let mut told = Vec::new();
+    for tick in [1_000_000, 20_000_000] {
+        bench.ledger.identities.lock().unwrap().clear();
+        bench.host.tick.store(tick, SeqCst);
+        let mut plan = plan(&bench, "a");
+        plan.hostname = Some("name".into());
+        assert!(life(&bench, plan).await.unwrap().template.is_some());
+        told.push(std::mem::take(&mut *bench.ledger.identities.lock().unwrap()));
+    }
+    assert_eq!((told[0].len(), told[1].len()), (1, 4));
+    for pair in told[1].windows(2) {
+        assert_eq!(pair[1].time_ns, pair[0].time_ns + 20_000_000);
+        assert!(pair[1].hostname.is_empty() && pair[1].entropy.is_empty() && pair[1].storages.is_empty());
+    }
+    assert_eq!(told[1][0].hostname, "name");
+}

@@ -17,7 +17,9 @@ use crate::workspace::Workspace;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// How often the memory of all sandboxes is added up: every so many starts.
+/// Points of the curves of a part that fills the machine, at least.
+const FILL_POINTS: usize = 20;
+/// The memory of all sandboxes is added up at least after so many starts.
 const WEIGH_EVERY: usize = 5;
 /// Points of the curve of the cycles.
 const CYCLE_POINTS: usize = 20;
@@ -34,9 +36,9 @@ pub(crate) struct DensityArguments {
     /// Starts and stops in the third part
     #[arg(long, default_value_t = 1000)]
     cycles: usize,
-    /// Where the pictures go; by default beside the table
+    /// Directory of the pictures; by default beside the table
     #[arg(long, value_name = "DIR")]
-    pictures: Option<PathBuf>,
+    svg: Option<PathBuf>,
 }
 
 /// Measures, prints and draws.
@@ -44,14 +46,12 @@ pub(super) fn run(workspace: &Workspace, arguments: &DensityArguments) -> Result
     setup::run()?;
     let made = build::all(workspace, Profile::Release)?;
     let subject = Subject::new(workspace, made.bulkhead);
-    let pictures = arguments
-        .pictures
-        .clone()
-        .unwrap_or_else(|| subject.work().to_owned());
+    let pictures = arguments.svg.clone().unwrap_or_else(|| subject.work().to_owned());
     std::fs::create_dir_all(&pictures).map_err(|e| TaskError::io(&pictures, e))?;
     let idle = bundle::make(&subject.work().join("idle"), &["sleep", "86400"])?;
     let quick = bundle::make(&subject.work().join("quick"), &["true"])?;
-    // The first start on a host is a cold one; the others are what is measured.
+    // Beforehand: else the first starts would be cold, and beside a VM that is being saved.
+    subject.call(&["template", "create"]).run()?;
     subject.run(&quick, "density-first")?;
 
     let single = fill(&subject, &idle, arguments.most, 1)?;
@@ -184,7 +184,8 @@ fn fill(subject: &Subject<'_>, idle: &Path, most: usize, at_once: usize) -> Resu
         filled.series.add(each);
         filled.starts.push((ids.len(), each.as_secs_f64()));
         let last = ids.len() + at_once > most;
-        if last || ids.len() == at_once || ids.len().is_multiple_of(WEIGH_EVERY.max(at_once)) {
+        let every = (most / FILL_POINTS).clamp(1, WEIGH_EVERY).max(at_once);
+        if last || ids.len() == at_once || ids.len().is_multiple_of(every) {
             let kib = subject.pss_kib();
             eprintln!("{} sandboxes: {} MiB", ids.len(), kib / 1024);
             filled.weights.push((ids.len(), kib));

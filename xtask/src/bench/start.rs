@@ -40,6 +40,8 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
 
     let mut ours = Series::default();
     let mut warm = Series::default();
+    let mut pool = Series::default();
+    let mut waits = subject.waiting(None)?;
     let mut bare_boot = Series::default();
     let mut least = Series::default();
     let mut runc = Series::default();
@@ -60,6 +62,11 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
                 )));
             }
         }
+        let id = format!("bench-pool-{round}");
+        let taker = subject.call_pool(&["run", "--bundle"])?;
+        measure(taker.arg(&quick).arg(&id), &mut pool)?;
+        // Another one waits: that one was taken. What follows is not measured beside its making.
+        waits = subject.waiting(Some(waits))?;
         bare_boot.add(bare.boot()?);
         for (program, series) in [("runc", &mut runc), ("crun", &mut crun)] {
             let root = work.join(program);
@@ -70,11 +77,12 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
             measure(rival.arg(&quick).arg(&id).deadline(RUN_DEADLINE), series)?;
         }
     }
+    subject.call_pool(&["template", "drain"])?.output()?;
     let text = report(
         workspace,
         &subject,
         rounds,
-        [&ours, &warm, &least, &bare_boot, &runc, &crun],
+        [&ours, &warm, &pool, &least, &bare_boot, &runc, &crun],
         &tree,
         &memory,
     )?;
@@ -83,6 +91,7 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
     println!("{text}");
     let competitors = [
         ("bulkhead run true, template", &warm),
+        ("bulkhead run true, pool", &pool),
         ("restore and one clone", &least),
         ("bulkhead run true, cold", &ours),
         ("bare kernel in QEMU", &bare_boot),
@@ -152,12 +161,16 @@ fn report(
     workspace: &Workspace,
     subject: &Subject<'_>,
     rounds: usize,
-    [ours, warm, least, bare_boot, runc, crun]: [&Series; 6],
+    [ours, warm, pool, least, bare_boot, runc, crun]: [&Series; 7],
     tree: &Value,
     memory: &[(String, u64)],
 ) -> Result<String, TaskError> {
     let mut rows = vec![
         ("`bulkhead run` true, from a template".to_owned(), warm.cell()),
+        (
+            "`bulkhead run` true, with a VM that waits".to_owned(),
+            pool.cell(),
+        ),
         (
             "its floor: the VM goes on until its agent answers, and one clone in the guest".to_owned(),
             least.cell(),

@@ -5,8 +5,9 @@
 use crate::error::TaskError;
 use crate::tool::Tool;
 use crate::workspace::Workspace;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a verb may take, also beside many sandboxes.
 const VERB_DEADLINE: Duration = Duration::from_secs(300);
@@ -71,6 +72,42 @@ impl<'a> Subject<'a> {
             .arg(self.root())
             .args(arguments)
             .deadline(VERB_DEADLINE))
+    }
+
+    /// The same for a sandbox that takes a VM that waits, if one does; one is to.
+    pub(super) fn call_pool(&self, arguments: &[&str]) -> Result<Tool, TaskError> {
+        let config = self.workspace.config();
+        let text = std::fs::read_to_string(&config).map_err(|e| TaskError::io(&config, e))?;
+        let pool = self.work.join("pool.toml");
+        // The file ends with the table of the templates.
+        std::fs::write(&pool, format!("{text}pool = 1\n")).map_err(|e| TaskError::io(&pool, e))?;
+        Ok(Tool::new(&self.bulkhead)
+            .arg("--config")
+            .arg(pool)
+            .arg("--root")
+            .arg(self.root())
+            .args(arguments)
+            .deadline(VERB_DEADLINE))
+    }
+
+    /// Waits until a VM waits that is not `taken`; its process.
+    pub(super) fn waiting(&self, taken: Option<i64>) -> Result<i64, TaskError> {
+        let end = Instant::now() + VERB_DEADLINE;
+        while Instant::now() < end {
+            // Has it made, unless somebody does already.
+            self.call_pool(&["template", "create"])?.output()?;
+            let list = self
+                .call_pool(&["template", "list", "--format", "json"])?
+                .output()?;
+            let list: Value = serde_json::from_str(&list).map_err(|e| TaskError::Metadata(e.to_string()))?;
+            let all = list.as_array().into_iter().flatten();
+            let pids = all.flat_map(|one| one["waiting"].as_array().into_iter().flatten());
+            let other = |pid: &i64| Some(*pid) != taken;
+            if let Some(pid) = pids.filter_map(|one| one["process"]["pid"].as_i64()).find(other) {
+                return Ok(pid);
+            }
+        }
+        Err(TaskError::Metadata("no VM waits".into()))
     }
 
     /// Runs `bundle` to its end.

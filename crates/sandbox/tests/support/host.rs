@@ -57,6 +57,8 @@ pub struct FakeHost {
     pub space: Arc<FakeSpace>,
     /// Nanoseconds since the epoch.
     pub clock: std::sync::atomic::AtomicU64,
+    /// How far the clock moves each time it is read.
+    pub tick: std::sync::atomic::AtomicU64,
     /// Undo of this role or path fails.
     pub sticky: Mutex<Option<PathBuf>>,
 }
@@ -74,7 +76,8 @@ impl Platform for FakeHost {
         std::mem::take(&mut *self.kvm.lock().unwrap())
     }
     fn now_ns(&self) -> u64 {
-        self.clock.load(Ordering::SeqCst)
+        let tick = self.tick.load(Ordering::SeqCst);
+        self.clock.fetch_add(tick, Ordering::SeqCst)
     }
     fn entropy(&self) -> io::Result<Vec<u8>> {
         self.faults.step("entropy")?;

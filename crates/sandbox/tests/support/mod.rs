@@ -75,6 +75,7 @@ impl Bench {
             space: Arc::new(FakeSpace::new(Arc::clone(&faults), Arc::clone(&ledger))),
             kvm: Mutex::new(false),
             clock: std::sync::atomic::AtomicU64::new(42),
+            tick: std::sync::atomic::AtomicU64::new(0),
             sticky: Mutex::default(),
         });
         let vmm = Arc::new(FakeVmm {

@@ -47,5 +47,6 @@ mod stop;
 mod stub;
 mod template;
 mod template_faults;
+mod template_time;
 mod terminal;
 mod timeline;
