@@ -11,7 +11,7 @@ use crate::cgroup::{Cgroup, CgroupError};
 use crate::engine::{Handle, Made, Shared};
 use crate::guest::Services;
 use crate::launch::{Attributes, Blueprint, ExecOrder, Launched, Refusal, UserMaps};
-use crate::process::Process;
+use crate::process::{Group, Process};
 use crate::spec::{self, Facts, Rewritten};
 use crate::stdio::{self, Ends, Streams};
 use crate::steps::step;
@@ -192,6 +192,7 @@ impl Container {
         let group = Group {
             cgroup: &cgroup,
             kills: 0,
+            init: true,
         };
         let (made, init) = launch(services, &stdio, owner, request.pipe_bytes, &group, |child| {
             let _step = step("clone, mounts, pivot");
@@ -315,6 +316,7 @@ impl Container {
         let group = Group {
             cgroup: &self.cgroup,
             kills: self.cgroup.oom_kills(),
+            init: false,
         };
         let ((), running) = launch(services, stdio, owner, self.pipe_bytes, &group, |child| {
             let _step = step("clone, join, exec");
@@ -517,12 +519,6 @@ fn owner(process: &oci::Process, users: Option<&UserMaps>) -> (u32, u32) {
     }
 }
 
-/// The cgroup of a process that is made, and what it counted before: nothing where it is new, and need not be asked.
-struct Group<'a> {
-    cgroup: &'a Arc<Cgroup>,
-    kills: u64,
-}
-
 /// Starts a process by `start`, which gets the child's ends, connects its streams and watches it.
 fn launch<T>(
     services: &Services,
@@ -549,23 +545,14 @@ fn launch<T>(
             Some(terminal),
             claim,
             &services.endpoint,
-            group.cgroup,
-            group.kills,
+            group,
         );
         return Ok((kept, process));
     }
     let (child, ends) = Ends::pipes(streams, owner, pipe_bytes).map_err(trouble)?;
     let (kept, launched) = start(child)?;
     ends.connect(&services.endpoint, streams).map_err(trouble)?;
-    let process = Process::watch(
-        launched.pid,
-        streams,
-        None,
-        claim,
-        &services.endpoint,
-        group.cgroup,
-        group.kills,
-    );
+    let process = Process::watch(launched.pid, streams, None, claim, &services.endpoint, group);
     Ok((kept, process))
 }
 

@@ -8,7 +8,8 @@
 //! wrote by a mapping is written back when it unmaps them or ends. So without disks and without processes sync(2) would
 //! only have the host flush a file system of its own, whose cache outlives the VM.
 //!
-//! Owns: whether there is anything to flush. Never: when. Called by `service` before the VM is ended.
+//! Owns: whether there is anything to flush. Never: when. Called by `service` before the VM is ended, and when a
+//! container's process ended: then the host need not ask.
 
 use crate::cgroup;
 use std::fs;
@@ -22,9 +23,15 @@ const VOLATILE: [&str; 2] = ["ram", "zram"];
 
 /// Flushes all file systems if there is anything that could be lost. Blocks.
 pub(crate) fn flush() {
-    if cgroup::populated() || has_disk(Path::new(DISKS)) {
+    if is_needed() {
         nix::unistd::sync();
     }
+}
+
+/// Whether there is anything that could be lost.
+#[must_use]
+pub(crate) fn is_needed() -> bool {
+    cgroup::populated() || has_disk(Path::new(DISKS))
 }
 
 /// Whether `directory` lists a device that has a size and is not memory; what cannot be read counts as one.

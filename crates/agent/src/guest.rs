@@ -224,6 +224,15 @@ impl Guest {
             ..facts
         };
         let container = Arc::new(Container::make(&self.services, request, facts)?);
+        if request.start
+            && let Err(refusal) = container.start(&self.services)
+        {
+            // Nobody knows of it yet: its end is this call's.
+            if let Err(left) = container.remove(&self.services) {
+                self.services.events.log("warn", left.message);
+            }
+            return Err(refusal);
+        }
         let pid = container.init().pid;
         let mut table = self.table();
         table.first.get_or_insert_with(|| id.as_str().to_owned());

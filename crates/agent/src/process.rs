@@ -4,6 +4,7 @@
 //! Called by `container`.
 
 use crate::cgroup::Cgroup;
+use crate::flush;
 use crate::reaper::Claim;
 use crate::stdio::Streams;
 use crate::sys::{pidfd, tty};
@@ -27,6 +28,18 @@ pub(crate) struct Exit {
     pub(crate) out_of_memory: bool,
     /// Such kills in the container since it was made.
     pub(crate) out_of_memory_kills: u64,
+    /// Nothing in the guest was left to be flushed; not looked at for an exec, which leaves its container behind.
+    pub(crate) settled: bool,
+}
+
+/// Where a process is made.
+pub(crate) struct Group<'a> {
+    /// The container's cgroup.
+    pub(crate) cgroup: &'a Arc<Cgroup>,
+    /// Kills for want of memory it had counted before: none where it is new, and need not be asked.
+    pub(crate) kills: u64,
+    /// The process is the container's own.
+    pub(crate) init: bool,
 }
 
 /// A process that was started.
@@ -42,8 +55,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Takes charge of `pid`, whose streams are connected. `before` is how many kills for want of memory `cgroup` had
-    /// counted when it was made.
+    /// Takes charge of `pid`, whose streams are connected.
     #[must_use]
     pub(crate) fn watch(
         pid: i32,
@@ -51,13 +63,13 @@ impl Process {
         terminal: Option<OwnedFd>,
         claim: Claim,
         endpoint: &Endpoint,
-        cgroup: &Arc<Cgroup>,
-        before: u64,
+        group: &Group<'_>,
     ) -> Self {
         // Gone already if this fails; then nothing is to be signalled either.
         let fd = pidfd::open(pid).ok();
         let (tell, exit) = watch::channel(None);
-        let (endpoint, cgroup) = (endpoint.clone(), cgroup.clone());
+        let (endpoint, cgroup) = (endpoint.clone(), group.cgroup.clone());
+        let (before, init) = (group.kills, group.init);
         claim.watch(pid, move |status| {
             let kills = cgroup.oom_kills();
             tell.send_replace(Some(Exit {
@@ -66,6 +78,7 @@ impl Process {
                 stderr_offset: drained(&endpoint, streams.stderr),
                 out_of_memory: kills > before,
                 out_of_memory_kills: kills,
+                settled: init && !flush::is_needed(),
             }));
         });
         Self {

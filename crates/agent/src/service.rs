@@ -236,6 +236,7 @@ impl Agent for Service {
             stderr_offset: exit.stderr_offset,
             out_of_memory: exit.out_of_memory,
             out_of_memory_kills: exit.out_of_memory_kills,
+            settled: exit.settled,
             ..Default::default()
         })
     }

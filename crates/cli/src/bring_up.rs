@@ -55,6 +55,15 @@ pub(crate) struct BundleFlags {
     pub(crate) preserve_fds: u32,
 }
 
+/// What follows the create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A verb of its own.
+    Whatever,
+    /// The start, at once: both are asked for in one where nothing has to happen between them.
+    Start,
+}
+
 /// A container in state created.
 pub(crate) struct Created {
     /// Connected to its supervisor.
@@ -65,6 +74,8 @@ pub(crate) struct Created {
     pub(crate) plan: Box<ContainerPlan>,
     /// The master of its terminal when this process serves it.
     pub(crate) master: Option<OwnedFd>,
+    /// Its process runs already.
+    pub(crate) started: bool,
 }
 
 /// Refuses `--preserve-fds` above 0.
@@ -90,6 +101,7 @@ pub(crate) fn bring_up(
     flags: &BundleFlags,
     id: &str,
     detach: bool,
+    next: Next,
     interrupts: &Interrupts,
 ) -> Result<Created, Failure> {
     let id = Context::id(id)?;
@@ -121,13 +133,19 @@ pub(crate) fn bring_up(
     let console = Console::open(&flags.console, &process, detach)?;
     let opening = || Site::open(context, joins, id);
     let mut site = context.watch.time(Lane::Cli, "reach the supervisor", opening)?;
-    let result = build(context, flags, &mut site, &container, console, interrupts);
+    // Poststart hooks follow a start; and the supervisor of another's sandbox may be of an older version.
+    let started = next == Next::Start && site.own && container.spec.hooks().is_none();
+    let command = if started { run } else { create };
+    let result = build(
+        context, flags, &mut site, &container, console, command, interrupts,
+    );
     match result {
         Ok((stub, master)) => Ok(Created {
             client: site.client,
             stub,
             plan: container,
             master,
+            started,
         }),
         Err(failure) => {
             site.take_down(context);
@@ -136,12 +154,21 @@ pub(crate) fn bring_up(
     }
 }
 
+fn create(plan: Box<ContainerPlan>) -> Command {
+    Command::Create { plan }
+}
+
+fn run(plan: Box<ContainerPlan>) -> Command {
+    Command::Run { plan }
+}
+
 fn build(
     context: &Context,
     flags: &BundleFlags,
     site: &mut Site,
     container: &ContainerPlan,
     console: Console,
+    command: fn(Box<ContainerPlan>) -> Command,
     interrupts: &Interrupts,
 ) -> Result<(Stub, Option<OwnedFd>), Failure> {
     context
@@ -170,15 +197,13 @@ fn build(
             }
         }
     }
-    let create = Command::Create {
-        plan: Box::new(container.clone()),
-    };
+    let command = command(Box::new(container.clone()));
     let key = ProcessKey {
         container: site.id.clone(),
         exec: None,
     };
     context.watch.tell(&mut site.client, "create", &key, false);
-    match interrupts.call(&mut site.client, &create, BOOT)? {
+    match interrupts.call(&mut site.client, &command, BOOT)? {
         Outcome::Answered => {}
         Outcome::Interrupted(signal) => return Err(Interrupts::failure(signal)),
     }

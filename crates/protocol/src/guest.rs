@@ -136,6 +136,8 @@ pub struct GuestContainer {
     pub whole_dev: bool,
     /// Whose pid namespace it is in.
     pub pids: GuestPids,
+    /// Its process runs at once; else it waits for [`Guest::start_container`].
+    pub start: bool,
 }
 
 /// Whose pid namespace a container is in; if its spec names one at all.
@@ -163,6 +165,9 @@ pub struct GuestExit {
     pub stdout_offset: u64,
     /// Bytes written to standard error until the end.
     pub stderr_offset: u64,
+    /// No process of any container was left then, and nothing to flush: [`Guest::sync`] has nothing to do until another
+    /// container is made.
+    pub settled: bool,
 }
 
 /// One process inside the guest.

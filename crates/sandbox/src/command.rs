@@ -58,6 +58,11 @@ pub enum Command {
         /// The container.
         plan: Box<ContainerPlan>,
     },
+    /// Makes a container and lets its process run: `Create` and `Start` with nothing between them.
+    Run {
+        /// The container.
+        plan: Box<ContainerPlan>,
+    },
     /// C-12.
     Start {
         /// The container.

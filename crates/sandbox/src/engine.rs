@@ -293,7 +293,8 @@ impl Engine {
             // Verbs are served when the boot is over.
             Command::AwaitBoot => Ok(()),
             Command::MountRoot { id, target, mounts } => self.world.mount_root(&id, &target, &mounts),
-            Command::Create { plan } => return self.create(plan, reply).await,
+            Command::Create { plan } => return self.create(plan, Verb::Create, reply).await,
+            Command::Run { plan } => return self.create(plan, Verb::Run, reply).await,
             Command::Delete { id, force } => match self.delete(&id, force).await {
                 Ok(true) => return Some(self.end(reply).await),
                 other => other.map(drop),
@@ -335,6 +336,7 @@ impl Engine {
     async fn create(
         &mut self,
         plan: Box<bulkhead_model::ContainerPlan>,
+        verb: fn(Box<bulkhead_model::ContainerPlan>, Option<Attachment>) -> Verb,
         reply: oneshot::Sender<Result<Reply, Failure>>,
     ) -> Option<Vec<String>> {
         let id = plan.id.clone();
@@ -344,9 +346,7 @@ impl Engine {
         };
         let attachment = self.desk.attachments.remove(&key);
         let exists = self.world.containers.contains_key(&id);
-        let result = self
-            .attended(Some(id.clone()), Verb::Create(plan, attachment))
-            .await;
+        let result = self.attended(Some(id.clone()), verb(plan, attachment)).await;
         let Err(error) = result else {
             answer(reply, Ok(Reply::Done));
             return None;
@@ -483,6 +483,7 @@ fn answer(reply: oneshot::Sender<Result<Reply, Failure>>, result: Result<Reply, 
 
 enum Verb {
     Create(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
+    Run(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
     Start(ContainerId),
     Exec(ProcessKey, Box<bulkhead_model::oci::Process>, Option<Attachment>),
     Stop(ContainerId, Duration),
@@ -495,7 +496,7 @@ enum Verb {
 impl Verb {
     const fn name(&self) -> &'static str {
         match self {
-            Self::Create(..) => "create",
+            Self::Create(..) | Self::Run(..) => "create",
             Self::Start(_) => "start",
             Self::Exec(..) => "exec",
             Self::Stop(..) => "stop",
@@ -516,6 +517,7 @@ impl Verb {
     async fn run(self, world: &mut World) -> Result<(), SandboxError> {
         match self {
             Self::Create(plan, attachment) => world.create(*plan, attachment).await,
+            Self::Run(plan, attachment) => world.run(*plan, attachment).await,
             Self::Start(id) => world.start(&id).await,
             Self::Exec(key, process, attachment) => world.exec(&key, &process, attachment).await,
             Self::Stop(id, patience) => world.stop_patiently(&id, patience).await,

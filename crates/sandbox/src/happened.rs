@@ -2,6 +2,7 @@
 //!
 //! Owns: what an event changes. Never: waiting for events (see `engine`). Called by the engine.
 
+use crate::container::Container;
 use crate::world::{Event, World, libc_sigkill};
 use bulkhead_model::snapshot::Phase;
 use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, State};
@@ -20,6 +21,11 @@ impl World {
                     container.out_of_memory = container.out_of_memory.max(exit.out_of_memory_kills);
                 }
                 self.process_exited(&key, exit.status);
+                if key.exec.is_none() {
+                    // One that was made meanwhile was not there when the guest looked.
+                    let all_stopped = |it: &Container| it.state() == State::Stopped;
+                    self.settled = exit.settled && self.containers.values().all(all_stopped);
+                }
             }
             Event::Delivered { key } => {
                 // Before anyone can know of it.

@@ -51,6 +51,7 @@ impl Published {
             | Command::AwaitBoot
             | Command::MountRoot { .. }
             | Command::Create { .. }
+            | Command::Run { .. }
             | Command::Start { .. }
             | Command::Exec { .. }
             | Command::Delete { .. }

@@ -117,6 +117,8 @@ pub struct World {
     pub provenance: Provenance,
     /// Once the first container runs, a template is to be made for those that come.
     pub(crate) order_template: bool,
+    /// The guest said that it has nothing to flush, and no container was made since.
+    pub(crate) settled: bool,
     /// Streams connected for a process that is still being made.
     pub pending: Vec<StreamId>,
     /// Stubs that were attached; some may have ended since.
@@ -172,6 +174,7 @@ impl World {
             boot_size: Size::announced(&plan),
             provenance: Provenance::default(),
             order_template: false,
+            settled: false,
             plan,
             paths,
             platform,

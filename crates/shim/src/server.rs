@@ -154,7 +154,7 @@ async fn connection(mut stream: UnixStream, handle: Handle, gone: CancellationTo
 
 fn create_subject(command: &Command) -> Option<ContainerId> {
     match command {
-        Command::Create { plan } => Some(plan.id.clone()),
+        Command::Create { plan } | Command::Run { plan } => Some(plan.id.clone()),
         _ => None,
     }
 }

@@ -218,19 +218,19 @@ impl Machine {
 
     /// Makes container `id` with `spec`.
     pub(crate) async fn create(&self, id: &str, spec: &Value, stdio: GuestStdio) -> Result<i32, GuestError> {
+        self.guest.create_container(described(id, spec, stdio)).await
+    }
+
+    /// The same, started by the same call.
+    pub(crate) async fn create_started(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdio: GuestStdio,
+    ) -> Result<i32, GuestError> {
         let container = GuestContainer {
-            id: container(id),
-            spec: serde_json::to_vec(spec).unwrap(),
-            bundle: "/the/bundle".to_owned(),
-            rootfs: ROOTFS.to_owned(),
-            storages: Vec::new(),
-            stdio,
-            no_pivot: false,
-            no_new_keyring: false,
-            seccomp: true,
-            pipe_bytes: 0,
-            whole_dev: false,
-            pids: GuestPids::Own,
+            start: true,
+            ..described(id, spec, stdio)
         };
         self.guest.create_container(container).await
     }
@@ -280,6 +280,24 @@ impl Drop for Machine {
 pub(crate) struct Output {
     pub(crate) stdout: std::thread::JoinHandle<String>,
     pub(crate) stderr: std::thread::JoinHandle<String>,
+}
+
+fn described(id: &str, spec: &Value, stdio: GuestStdio) -> GuestContainer {
+    GuestContainer {
+        id: container(id),
+        spec: serde_json::to_vec(spec).unwrap(),
+        bundle: "/the/bundle".to_owned(),
+        rootfs: ROOTFS.to_owned(),
+        storages: Vec::new(),
+        stdio,
+        no_pivot: false,
+        no_new_keyring: false,
+        seccomp: true,
+        pipe_bytes: 0,
+        whole_dev: false,
+        pids: GuestPids::Own,
+        start: false,
+    }
 }
 
 /// The machine's disk as a storage.

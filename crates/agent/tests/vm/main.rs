@@ -10,5 +10,6 @@
 
 mod containers;
 mod machine;
+mod rehearsal;
 mod runtime_spec;
 mod storages;

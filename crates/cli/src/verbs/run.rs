@@ -1,7 +1,7 @@
 //! `run`: create, start, and unless detached stay until the process ends, then delete.
 
 use super::{Outcome, delete};
-use crate::bring_up::{BundleFlags, Created, bring_up, in_runc_words};
+use crate::bring_up::{BundleFlags, Created, Next, bring_up, in_runc_words};
 use crate::context::{CALL, Context, snapshot};
 use crate::exit_status::VerbClass;
 use crate::foreground;
@@ -43,9 +43,18 @@ impl Run {
     }
 
     fn to_the_end(&self, context: &Context, interrupts: &Interrupts) -> Outcome {
-        let mut created =
-            bring_up(context, &self.flags, &self.id, self.detach, interrupts).map_err(in_runc_words)?;
-        if let Err(failure) = start(context, &mut created, interrupts) {
+        let mut created = bring_up(
+            context,
+            &self.flags,
+            &self.id,
+            self.detach,
+            Next::Start,
+            interrupts,
+        )
+        .map_err(in_runc_words)?;
+        if !created.started
+            && let Err(failure) = start(context, &mut created, interrupts)
+        {
             remove(context, created);
             return Err(in_runc_words(failure));
         }

@@ -97,6 +97,7 @@ pub(super) fn create(request_id: String, container: GuestContainer) -> agent::Cr
         whole_dev: container.whole_dev,
         pod_pids: container.pids == GuestPids::Pod,
         pids_of,
+        start: container.start,
         ..Default::default()
     }
 }
@@ -126,6 +127,7 @@ pub(super) fn exit(response: &agent::WaitResponse) -> Result<GuestExit, GuestErr
         out_of_memory_kills: response.out_of_memory_kills,
         stdout_offset: response.stdout_offset,
         stderr_offset: response.stderr_offset,
+        settled: response.settled,
     })
 }
 

@@ -7,7 +7,7 @@ use crate::share;
 use crate::size::Surplus;
 use crate::world::World;
 use bulkhead_model::timeline::Lane;
-use bulkhead_model::{ContainerId, ContainerPlan, HostProcess, ProcessKey};
+use bulkhead_model::{ContainerId, ContainerPlan, HostProcess, ProcessKey, State};
 use bulkhead_protocol::{GuestContainer, GuestStdio};
 use std::os::fd::OwnedFd;
 
@@ -38,6 +38,30 @@ impl World {
         &mut self,
         plan: ContainerPlan,
         attachment: Option<Attachment>,
+    ) -> Result<(), SandboxError> {
+        Box::pin(self.make(plan, attachment, false)).await
+    }
+
+    /// Makes a container and lets its process run (C-10, C-12) by one call to the guest. As [`Self::create`] otherwise.
+    ///
+    /// # Errors
+    /// The first failure of a step.
+    pub async fn run(
+        &mut self,
+        plan: ContainerPlan,
+        attachment: Option<Attachment>,
+    ) -> Result<(), SandboxError> {
+        Box::pin(self.make(plan, attachment, true)).await?;
+        self.order_template();
+        Ok(())
+    }
+
+    /// The future of this is large: callers keep it on the heap.
+    async fn make(
+        &mut self,
+        plan: ContainerPlan,
+        attachment: Option<Attachment>,
+        start: bool,
     ) -> Result<(), SandboxError> {
         self.must_run("create")?;
         if self.containers.contains_key(&plan.id) {
@@ -95,9 +119,11 @@ impl World {
             pipe_bytes: self.plan.agent.container_pipe_bytes,
             whole_dev: shares.dev_is_the_hosts,
             pids: self.pid_namespace(&plan),
+            start,
         };
         // The card has had the time since it was plugged to turn up.
         self.tell_network().await?;
+        self.settled = false;
         let creating = self.timeline.span(Lane::Supervisor, "create it in the guest");
         init.guest_pid = Some(live.guest.create_container(container).await?);
         self.timeline.answered(creating, live.guest.take_steps());
@@ -106,6 +132,10 @@ impl World {
         let mut container = Container::new(plan, shares.shares, init, self.platform.now_ns());
         container.patched = Some(std::sync::Arc::new(shares.spec));
         container.ignored = shares.ignored;
+        if start {
+            container.init.started_ns = Some(self.platform.now_ns());
+            container.advance(State::Running)?;
+        }
         self.containers.insert(key.container.clone(), container);
         self.watch(key, stdio)?;
         self.save()?;

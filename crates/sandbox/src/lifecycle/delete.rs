@@ -8,6 +8,7 @@ use crate::world::{World, libc_sigkill};
 use bulkhead_model::snapshot::Phase;
 use bulkhead_model::timeline::Lane;
 use bulkhead_model::{ContainerId, ExitStatus, HostProcess, State};
+use bulkhead_protocol::Guest;
 use std::time::{Duration, Instant};
 
 /// How long the guest may take to flush its file systems before the VM is ended.
@@ -69,12 +70,9 @@ impl World {
     pub async fn tear_down(&mut self) -> Vec<String> {
         self.timeline.begin_unless_open("end");
         if let Ok(live) = self.live() {
-            let syncing = self.timeline.span(Lane::Guest, "flush its file systems");
-            match tokio::time::timeout(SYNC_DEADLINE, live.guest.sync()).await {
-                Ok(Ok(())) => {}
-                other => tracing::warn!(?other, "flushing the guest's file systems"),
+            if !self.settled {
+                self.flush(live.guest.as_ref()).await;
             }
-            drop(syncing);
             let _ending = self.timeline.span(Lane::Vmm, "end QEMU");
             if let Err(error) = live.vm.kill(super::KILL_DEADLINE).await {
                 tracing::error!(%error, "ending the VM");
@@ -115,6 +113,15 @@ impl World {
         self.network = None;
         self.keep_timeline();
         failures
+    }
+
+    /// What the guest has not written yet would end with the VM.
+    async fn flush(&self, guest: &dyn Guest) {
+        let _syncing = self.timeline.span(Lane::Guest, "flush its file systems");
+        match tokio::time::timeout(SYNC_DEADLINE, guest.sync()).await {
+            Ok(Ok(())) => {}
+            other => tracing::warn!(?other, "flushing the guest's file systems"),
+        }
     }
 
     /// Beside this thread: readers are to be answered meanwhile.

@@ -48,6 +48,7 @@ impl World {
             path: None,
             source: e.into(),
         })?;
+        self.settled = false;
         let starting = self.timeline.span(Lane::Supervisor, "start it in the guest");
         record.guest_pid = Some(live.guest.exec(key, json, record.stdio).await?);
         self.timeline.answered(starting, live.guest.take_steps());

@@ -39,11 +39,16 @@ impl World {
         container.advance(State::Running)?;
         self.save()?;
         self.publish();
+        self.order_template();
+        Ok(())
+    }
+
+    /// Once the first container runs: making a template is not to delay it.
+    pub(crate) fn order_template(&mut self) {
         if std::mem::take(&mut self.order_template)
             && let Err(error) = self.platform.order_template(&self.plan)
         {
             tracing::warn!(%error, "having a template made");
         }
-        Ok(())
     }
 }

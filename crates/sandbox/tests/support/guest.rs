@@ -43,6 +43,8 @@ pub struct FakeGuest {
     pub specs: Mutex<Vec<serde_json::Value>>,
     /// What the guest tells of itself, numbered from 1.
     pub events: watch::Sender<Vec<GuestEvent>>,
+    /// Whether a process's end leaves nothing to flush.
+    pub settled: Mutex<bool>,
     /// Kills for want of memory that a process's end reports.
     pub kills: Mutex<u64>,
 }
@@ -60,6 +62,7 @@ impl FakeGuest {
             updates: Mutex::default(),
             specs: Mutex::default(),
             events: watch::channel(Vec::new()).0,
+            settled: Mutex::default(),
             kills: Mutex::default(),
         }
     }
@@ -155,6 +158,7 @@ impl Guest for FakeGuest {
             out_of_memory_kills: *self.kills.lock().unwrap(),
             stdout_offset: 0,
             stderr_offset: 0,
+            settled: *self.settled.lock().unwrap(),
         })
     }
     async fn delivered(&self, _: StreamId, _: u64) -> Result<(), GuestError> {

@@ -58,7 +58,7 @@ impl Hotplug for Instance {
             })
         })?;
         let unfinished = Unfinished(&self.stale, false);
-        let added = match devices::recipe(&device, fds.len(), slot, &self.plan) {
+        let added = match devices::recipe(&device, fds.len(), slot, &self.plan, self.accelerator) {
             Ok(recipe) => self.add(recipe, fds, slot).await,
             Err(error) => Err(error),
         };
