@@ -5,11 +5,16 @@
 
 use super::tray::Tray;
 use crate::decoder::Decoder;
-use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, sum};
+use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, sum};
 use rustix::io::Errno;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// Size of the driver's buffers, one page.
+const BUFFER_BYTES: usize = 4096;
+/// Buffers asked for at a time: the largest frame.
+const PARTS: usize = MAX_PAYLOAD_BYTES / BUFFER_BYTES;
 
 /// The reading half.
 #[derive(Debug)]
@@ -40,7 +45,15 @@ impl PortReader {
 
     /// Reads once.
     pub(super) fn read(&mut self) -> PortRead {
-        match rustix::io::read(&self.fd, self.decoder.space()) {
+        // The driver gives the rest of one of its buffers per part, and goes on while parts get full.
+        let mut parts: [IoSliceMut<'_>; PARTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        for (part, space) in parts
+            .iter_mut()
+            .zip(self.decoder.space().chunks_mut(BUFFER_BYTES))
+        {
+            *part = IoSliceMut::new(space);
+        }
+        match rustix::io::readv(&self.fd, &mut parts) {
             Ok(count) if count > 0 => {
                 self.decoder.filled(count);
                 PortRead::Bytes

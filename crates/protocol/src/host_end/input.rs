@@ -8,10 +8,14 @@ use super::mark::Mark;
 use super::source::Source;
 use super::store::InputLog;
 use crate::StreamId;
-use crate::frame::{Kind, MAX_PAYLOAD_BYTES};
+use crate::frame::{HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+/// Payload of a frame that with its header fills whole buffers of the guest's driver, 4 KiB each: the guest then gets
+/// whole frames, and none in two parts.
+const FRAME_BYTES: usize = MAX_PAYLOAD_BYTES - HEADER_BYTES;
 
 /// What the guest and the engine said about the stream.
 #[derive(Debug)]
@@ -147,7 +151,7 @@ async fn copy(
             continue;
         };
         if from < log.head() {
-            log.copy(from, MAX_PAYLOAD_BYTES, &mut buffer);
+            log.copy(from, FRAME_BYTES, &mut buffer);
             if port.send(Kind::Data, stream, from, &buffer).await.is_err() {
                 return End::Abandoned;
             }
@@ -159,7 +163,7 @@ async fn copy(
             eof_sent = true;
             state.changed.notified().await;
         } else if let Some(open) = source.as_ref().filter(|_| log.room() > 0) {
-            let limit = log.room().min(MAX_PAYLOAD_BYTES);
+            let limit = log.room().min(FRAME_BYTES);
             let Some(result) = read(open, &mut buffer, limit, state).await else {
                 continue;
             };
