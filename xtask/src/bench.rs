@@ -9,6 +9,7 @@ mod containerd;
 mod density;
 mod figures;
 mod floor;
+mod output;
 mod start;
 mod subject;
 
@@ -34,6 +35,15 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Bytes from and to an exec, in MiB/s, beside runc
+    Output {
+        /// Rounds; the medians of this many are printed
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// MiB each way
+        #[arg(long, default_value_t = 64)]
+        mib: u64,
+    },
     /// Idle sandboxes until half of the memory is used, then many starts and stops
     Density(density::DensityArguments),
 }
@@ -46,6 +56,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
     match bench {
         Bench::Start { rounds, svg } => start::run(workspace, (*rounds).max(1), svg.as_deref()),
         Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1)),
+        Bench::Output { rounds, mib } => output::run(workspace, (*rounds).max(1), (*mib).max(1)),
         Bench::Density(arguments) => density::run(workspace, arguments),
     }
 }
