@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 #[test]
 #[ignore = "needs root"]
@@ -324,6 +325,38 @@ fn a_terminal_is_raw_controlling_and_followed_in_size_and_its_end_is_a_hang_up()
         status: ExitStatus::Signal(1),
     });
     assert_eq!(stub.wait(LONG).unwrap(), Some(129));
+}
+
+/// KiB of the program's code that a process has mapped.
+fn code_kib(pid: i32) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = smaps.lines();
+    let _ = lines.find(|line| line.contains(" r-xp ") && line.ends_with("/bulkhead"));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// It comes up with megabytes of code and waits with next to none; what it needs comes back.
+#[test]
+#[ignore = "needs root"]
+fn one_that_waits_keeps_little_of_its_program_in_memory() {
+    let bundle = Bundle::new();
+    let (stub, mut supervisor) = start(&bundle, bundle.request(no_streams()));
+    let pid = stub.process().pid;
+    let end = Instant::now() + LONG;
+    while code_kib(pid) > 2048 {
+        assert!(Instant::now() < end, "{} KiB of its code", code_kib(pid));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    stub.signal(10).unwrap();
+    let heard = supervisor.hear();
+    assert!(
+        matches!(heard, Some(Command::Signal { signal: 10, .. })),
+        "{heard:?}"
+    );
+    assert!(code_kib(pid) > 2048, "the test looks at the wrong mapping");
+    supervisor.notice(exited(0));
+    assert_eq!(stub.wait(LONG).unwrap(), Some(0));
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! Memory of virtual machines as files: anonymous ones, and copies of what a sparse file holds.
+//! Memory of virtual machines as files: anonymous ones, and copies of what a sparse file holds. And how large the pages
+//! of the processes around them are.
 //!
-//! Owns: such files until their descriptor is closed. Never: maps them. Called by `vmm` and the template store.
+//! Owns: such files until their descriptor is closed. Never: maps them. Called by `vmm`, the template store and
+//! supervisors.
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -127,6 +129,29 @@ fn punch(file: &File, from: u64, length: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the host gives shared memory, and so that of a virtual machine, huge pages: kernel docs, transhuge.
+const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Has this process and all that it starts get small pages only, unless the memory of virtual machines would lose huge
+/// ones by it. A VMM has a table of 20 KiB in 2 MiB of address space, and advises the kernel to back it by a huge page; on
+/// hosts that give huge pages unasked, each stack and heap is one. Says whether it did.
+///
+/// # Errors
+/// prctl(2), `PR_SET_THP_DISABLE`.
+pub fn prefer_small_pages() -> io::Result<bool> {
+    let shared = std::fs::read_to_string(SHARED_HUGE_PAGES).unwrap_or_default();
+    let lost = gives_huge_pages(&shared);
+    if !lost {
+        nix::sys::prctl::set_thp_disable(true)?;
+    }
+    Ok(!lost)
+}
+
+/// The word in brackets is the one in force.
+fn gives_huge_pages(setting: &str) -> bool {
+    !setting.is_empty() && !setting.contains("[never]") && !setting.contains("[deny]")
+}
+
 /// The first range at or after `position` that holds data: lseek(2), `SEEK_DATA`, `SEEK_HOLE`. A file system that
 /// knows no holes reports one range to the end.
 fn data_after(file: &File, position: i64) -> io::Result<Option<(i64, i64)>> {
@@ -186,6 +211,40 @@ mod tests {
         assert!(check_holes(Path::new("/proc/probe")).is_err());
         assert!(!is_short_of(dir.path(), 1).unwrap());
         assert!(is_short_of(dir.path(), u64::MAX).unwrap());
+    }
+
+    #[test]
+    fn huge_pages_of_virtual_machines_are_seen() {
+        for word in ["always", "within_size", "advise", "force"] {
+            let setting =
+                "always within_size advise never deny force".replacen(word, &format!("[{word}]"), 1);
+            assert!(gives_huge_pages(&setting), "{setting}");
+        }
+        assert!(!gives_huge_pages(
+            "always within_size advise [never] deny force\n"
+        ));
+        assert!(!gives_huge_pages(
+            "always within_size advise never [deny] force\n"
+        ));
+        // A kernel without them.
+        assert!(!gives_huge_pages(""));
+    }
+
+    #[test]
+    fn small_pages_are_for_the_process() {
+        let enabled = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix("THP_enabled:"))
+                .map(|word| word.trim() == "1")
+        };
+        let before = enabled();
+        if prefer_small_pages().unwrap() {
+            assert_ne!(enabled(), Some(true));
+            nix::sys::prctl::set_thp_disable(false).unwrap();
+        }
+        assert_eq!(enabled(), before);
     }
 
     #[test]

@@ -127,6 +127,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let debug = wants(|plan| plan.vm.debug || plan.debug || plan.agent.debug);
     let trace = wants(|plan| plan.trace || plan.agent.tracing);
     logfile::start(&paths.log(), bundle, debug, trace).map_err(|e| fail("opening its log", e))?;
+    // For its children too, the VMM and the daemon.
+    if let Err(error) = bulkhead_host::memory::prefer_small_pages() {
+        tracing::warn!(%error, "huge pages stay");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)

@@ -56,6 +56,10 @@ pub fn carry_out(order: &Order) -> Result<Outcome, Failure> {
         .max_blocking_threads(4)
         .build()
         .map_err(|e| fail(format!("starting the runtime: {e}")))?;
+    // VMs that wait are its children, too.
+    if let Err(error) = bulkhead_host::memory::prefer_small_pages() {
+        tracing::warn!(%error, "huge pages stay");
+    }
     let host = RealHost::new(order.accelerator, accelerator::cache());
     let vmm = Qemu::new(accelerator::probe().tsc_khz);
     runtime.block_on(async {

@@ -4,7 +4,7 @@ use super::bare::Bare;
 use super::chart::{Bar, draw_bars};
 use super::figures::{Series, table};
 use super::floor;
-use super::subject::{Subject, pss_kib};
+use super::subject::{Subject, guest_memory_kib, pss_kib};
 use crate::build::{self, Profile};
 use crate::bundle;
 use crate::error::TaskError;
@@ -133,18 +133,27 @@ fn measure(tool: Tool, series: &mut Series) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// A running sandbox: its tree, and the proportional set size of each process in KiB.
-fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Vec<(String, u64)>), TaskError> {
+/// Memory of a running sandbox, in KiB.
+struct Memory {
+    /// Proportional set size of each process.
+    processes: Vec<(String, u64)>,
+    /// The guest's memory, most of which is a copy that nobody has mapped.
+    guest: Option<u64>,
+}
+
+/// A running sandbox: its tree and its memory.
+fn look_inside(subject: &Subject<'_>, idle: &Path) -> Result<(Value, Memory), TaskError> {
     subject.run_detached(idle, "bench-idle")?;
     let tree = inspect(subject, "bench-idle")?;
-    let mut memory = Vec::new();
+    let mut processes = Vec::new();
     for process in tree["processes"].as_array().into_iter().flatten() {
         let role = process["role"].as_str().unwrap_or_default().to_owned();
         if let Some(kib) = process["pid"].as_i64().and_then(pss_kib) {
-            memory.push((role, kib));
+            processes.push((role, kib));
         }
     }
-    Ok((tree, memory))
+    let guest = pid_of(&tree, "vmm").and_then(guest_memory_kib);
+    Ok((tree, Memory { processes, guest }))
 }
 
 fn inspect(subject: &Subject<'_>, id: &str) -> Result<Value, TaskError> {
@@ -163,7 +172,7 @@ fn report(
     rounds: usize,
     [ours, warm, pool, least, bare_boot, runc, crun]: [&Series; 7],
     tree: &Value,
-    memory: &[(String, u64)],
+    memory: &Memory,
 ) -> Result<String, TaskError> {
     let mut rows = vec![
         ("`bulkhead run` true, from a template".to_owned(), warm.cell()),
@@ -202,11 +211,14 @@ fn report(
     }
     let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
     let mut sum = 0;
-    for (role, kib) in memory {
+    for (role, kib) in &memory.processes {
         rows.push((format!("memory of an idle sandbox (PSS): {role}"), mib(*kib)));
         sum += kib;
     }
     rows.push(("memory of an idle sandbox (PSS): all".to_owned(), mib(sum)));
+    if let Some(kib) = memory.guest {
+        rows.push(("memory of its guest, mapped or not".to_owned(), mib(kib)));
+    }
     for (name, path) in [
         ("host binary".to_owned(), subject.binary().to_owned()),
         ("agent".to_owned(), build::agent_path(workspace)),

@@ -6,6 +6,7 @@ use crate::error::TaskError;
 use crate::tool::Tool;
 use crate::workspace::Workspace;
 use serde_json::Value;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,18 @@ const MARKER: &[u8] = b"BULKHEAD_SANDBOX=";
 
 fn contains(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
+}
+
+/// What the memory of a VM takes, in KiB, mapped by somebody or not: the blocks of the VMM's largest file in memory.
+pub(super) fn guest_memory_kib(pid: i64) -> Option<u64> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let in_memory = files.filter(|fd| {
+        std::fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"))
+    });
+    let largest = in_memory
+        .filter_map(|fd| std::fs::metadata(fd.path()).ok())
+        .max_by_key(MetadataExt::size)?;
+    Some(largest.blocks() / 2)
 }
 
 /// Pss of smaps_rollup, proc_pid_smaps_rollup(5).

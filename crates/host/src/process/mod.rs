@@ -11,6 +11,7 @@
 //! `sandbox`, `shim` and `cli`.
 
 mod child;
+mod code;
 mod exec;
 mod identity;
 mod marker;
@@ -21,6 +22,7 @@ mod spawn;
 mod watched;
 
 pub use child::{Child, Exit};
+pub use code::Code;
 pub use identity::{IdentityError, alive, open_exact, signal_exact, start_time, wait_gone};
 pub use marker::{MARKER, marked};
 pub use namespace::Namespace;

@@ -6,7 +6,7 @@
 //! Owns: that process. Never: the pod's VM, which is the sandbox's. Called by the task service.
 
 use bulkhead_host::netns::Netns;
-use bulkhead_host::process::{Child, Exit, MARKER, Namespace, Spawn};
+use bulkhead_host::process::{Child, Code, Exit, MARKER, Namespace, Spawn};
 use bulkhead_model::{ExitStatus, Failure, FailureKind, NetworkPlan};
 use std::io;
 use std::os::fd::AsFd;
@@ -20,6 +20,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Runs the hidden verb `pause`: until a signal ends it.
 #[must_use]
 pub fn main() -> ExitCode {
+    // It is for nothing but its namespaces.
+    if let Ok(code) = Code::of_this_process() {
+        code.forget();
+    }
     loop {
         nix::unistd::pause();
     }

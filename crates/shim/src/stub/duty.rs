@@ -15,6 +15,7 @@ use super::spawn::internal;
 use crate::{Client, Message};
 use bulkhead_host::deadline::{self, Deadline};
 use bulkhead_host::inherited::take_inherited;
+use bulkhead_host::process::Code;
 use bulkhead_host::pty::{self, RawMode};
 use bulkhead_host::signals::Signals;
 use bulkhead_model::{FailureKind, ProcessKey};
@@ -45,6 +46,8 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
     channel.set_read_timeout(Some(ORDER_DEADLINE))?;
     let connection = UnixStream::from(take_inherited(CONNECTION_FD)?);
     let order: Order = order::receive(&channel)?;
+    // Before the view: a container's /proc is not to be believed. Without it nothing is forgotten.
+    let code = Code::of_this_process().ok();
     let log = order.log.then(|| take_inherited(LOG_FD)).transpose()?;
     let null = take_inherited(NULL_FD)?;
     let report = match settle(&order) {
@@ -68,6 +71,10 @@ pub(super) fn run(fd: RawFd) -> io::Result<u8> {
         null,
         log: log.map(File::from),
     };
+    // From here on it waits, most of the time for as long as its process lives.
+    if let Some(code) = code {
+        code.forget();
+    }
     Ok(duty.serve())
 }
 

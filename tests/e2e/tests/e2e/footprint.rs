@@ -91,6 +91,13 @@ fn freed_memory_goes_back_to_the_host() {
     let inspected = lab.call(&["inspect", &id]).run().ok().json();
     assert!(inspected["provenance"]["template"].is_string(), "{inspected}");
     let vmm = lab.pid_of(&id, "vmm");
+    let status = std::fs::read_to_string(format!("/proc/{vmm}/status")).unwrap();
+    let shared =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    // Where the memory itself gets no huge pages, nothing around it does.
+    if shared.contains("[never]") {
+        assert!(status.contains("THP_enabled:\t0"), "{status}");
+    }
     let idle = memory_of(vmm);
     inside(
         &lab,
