@@ -29,7 +29,7 @@ pub(super) struct Caption {
     pub(super) y: &'static str,
 }
 
-/// Draws `curves` into the file `path`; the y axis begins at zero.
+/// Draws `curves` into the file `path`; the y axis begins at zero, or below if values do.
 pub(super) fn draw(path: &Path, caption: Caption, curves: &[Curve]) -> Result<(), TaskError> {
     let svg = picture(caption, curves).map_err(|error| TaskError::Picture {
         path: path.to_owned(),
@@ -116,6 +116,14 @@ fn picture(caption: Caption, curves: &[Curve]) -> Result<String, DrawError> {
     let most = |pick: fn(&(f64, f64)) -> f64| points().map(pick).fold(0.0, f64::max);
     let least_x = points().map(|point| point.0).fold(f64::MAX, f64::min);
     let (most_x, most_y) = (most(|point| point.0), most(|point| point.1));
+    let least_y = points().map(|point| point.1).fold(0.0, f64::min);
+    // Of values that are all nought a picture shows a line at the bottom.
+    let span = if most_y > least_y { most_y - least_y } else { 1.0 };
+    // Room at the ends, so that no line lies on the frame.
+    let (low, high) = (
+        if least_y < 0.0 { least_y - 0.1 * span } else { 0.0 },
+        least_y + 1.1 * span,
+    );
     let mut svg = String::new();
     if most_x > least_x {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -125,7 +133,7 @@ fn picture(caption: Caption, curves: &[Curve]) -> Result<String, DrawError> {
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(64)
-            .build_cartesian_2d(least_x..most_x, 0.0..most_y * 1.1)?;
+            .build_cartesian_2d(least_x..most_x, low..high)?;
         chart
             .configure_mesh()
             .x_desc(caption.x)
@@ -220,5 +228,20 @@ mod tests {
         };
         let error = draw(Path::new("/nowhere/x.svg"), caption, &[curve]).unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.svg"), "{error}");
+    }
+
+    /// Nothing that grew, and something that went: both have an axis with numbers.
+    #[test]
+    fn noughts_and_less_are_drawn() {
+        let caption = Caption {
+            title: "t",
+            x: "x",
+            y: "y",
+        };
+        let of = |points| picture(caption, &[Curve { name: "c", points }]).unwrap();
+        let nought = of(vec![(0.0, 0.0), (1.0, 0.0)]);
+        assert!(nought.contains("0.5") && !nought.contains("NaN"), "{nought}");
+        let less = of(vec![(0.0, 0.0), (1.0, -20.0)]);
+        assert!(less.contains("-20"), "{less}");
     }
 }

@@ -100,7 +100,7 @@ fn draw_all(dir: &Path, single: &Filled, grouped: &Filled, cycles: &Cycles) -> R
         Caption {
             title: "What the host holds over starts and stops",
             x: "starts and stops",
-            y: "change since the first",
+            y: "change since the first, number or MiB",
         },
         &cycles.curves(),
     )
@@ -158,7 +158,7 @@ fn fill(subject: &Subject<'_>, idle: &Path, most: usize, at_once: usize) -> Resu
         weights: Vec::new(),
         series: Series::default(),
     };
-    let mut ids: Vec<String> = Vec::new();
+    let (mut ids, mut markers): (Vec<String>, Vec<String>) = Default::default();
     let mut result = Ok(());
     while ids.len() + at_once <= most {
         let next: Vec<String> = (0..at_once)
@@ -186,7 +186,15 @@ fn fill(subject: &Subject<'_>, idle: &Path, most: usize, at_once: usize) -> Resu
         let last = ids.len() + at_once > most;
         let every = (most / FILL_POINTS).clamp(1, WEIGH_EVERY).max(at_once);
         if last || ids.len() == at_once || ids.len().is_multiple_of(every) {
-            let kib = subject.pss_kib();
+            let fresh = ids[markers.len()..].iter().map(|id| subject.marker(id));
+            match fresh.collect::<Result<Vec<_>, _>>() {
+                Ok(fresh) => markers.extend(fresh),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            let kib = subject.pss_kib(&markers);
             eprintln!("{} sandboxes: {} MiB", ids.len(), kib / 1024);
             filled.weights.push((ids.len(), kib));
             if kib > limit {
@@ -249,7 +257,7 @@ impl Cycles {
                 points: self
                     .held
                     .iter()
-                    .map(|(cycle, held)| (*cycle as f64, (pick(held) - first).max(0.0)))
+                    .map(|(cycle, held)| (*cycle as f64, pick(held) - first))
                     .collect(),
             }
         };
@@ -290,6 +298,8 @@ impl Cycles {
 }
 
 fn cycle(subject: &Subject<'_>, quick: &Path, count: usize) -> Result<Cycles, TaskError> {
+    // The first goes before the count: what comes once does not come again.
+    subject.run(quick, "cycle-0")?;
     let mut cycles = Cycles {
         count,
         series: Series::default(),

@@ -134,8 +134,19 @@ impl<'a> Subject<'a> {
         self.call(&["delete", "--force", id]).output().map(drop)
     }
 
-    /// Proportional set size, in KiB, of all processes of all sandboxes on this machine.
-    pub(super) fn pss_kib(&self) -> u64 {
+    /// What stands in the environment of every process of a sandbox.
+    pub(super) fn marker(&self, id: &str) -> Result<String, TaskError> {
+        let text = self.call(&["inspect", id]).output()?;
+        let tree: Value = serde_json::from_str(&text).map_err(|e| TaskError::Metadata(e.to_string()))?;
+        let sockets = tree["paths"]["sockets"].as_str().unwrap_or_default();
+        match sockets.rsplit('/').next().filter(|marker| !marker.is_empty()) {
+            Some(marker) => Ok(format!("{MARKER}{marker}/")),
+            None => Err(TaskError::Metadata(format!("{id} has no socket directory"))),
+        }
+    }
+
+    /// Proportional set size, in KiB, of all processes with one of these markers.
+    pub(super) fn pss_kib(&self, markers: &[String]) -> u64 {
         let mut sum = 0;
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry
@@ -146,7 +157,8 @@ impl<'a> Subject<'a> {
                 continue;
             };
             let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-            if contains(&environment, MARKER) {
+            let mut words = environment.split(|byte| *byte == 0);
+            if words.any(|word| markers.iter().any(|marker| word.starts_with(marker.as_bytes()))) {
                 sum += pss_kib(pid).unwrap_or(0);
             }
         }
@@ -155,11 +167,7 @@ impl<'a> Subject<'a> {
 }
 
 /// In the environment of every process of a sandbox.
-const MARKER: &[u8] = b"BULKHEAD_SANDBOX=";
-
-fn contains(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|window| window == word)
-}
+const MARKER: &str = "BULKHEAD_SANDBOX=";
 
 /// What the memory of a VM takes, in KiB, mapped by somebody or not: the blocks of the VMM's largest file in memory.
 pub(super) fn guest_memory_kib(pid: i64) -> Option<u64> {
