@@ -21,7 +21,7 @@ fn memory_of(pid: i32) -> u64 {
         .max_by_key(MetadataExt::size)
         .expect("a VM without memory")
         .blocks();
-    blocks * 512 >> 20
+    (blocks * 512) >> 20
 }
 
 /// The template that sandboxes start from, made now or before, here or by another test.
