@@ -13,6 +13,7 @@ mod output;
 mod start;
 mod subject;
 
+use crate::build::Profile;
 use crate::error::TaskError;
 use crate::workspace::Workspace;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ pub(crate) enum Bench {
         /// Draw the comparison into this file too
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
+        /// The binaries as they are shipped, which take minutes to build
+        #[arg(long)]
+        dist: bool,
     },
     /// Containers and pods under containerd, beside runc's shim
     Containerd {
@@ -54,7 +58,10 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
         return Err(TaskError::NeedsRoot("the bench"));
     }
     match bench {
-        Bench::Start { rounds, svg } => start::run(workspace, (*rounds).max(1), svg.as_deref()),
+        Bench::Start { rounds, svg, dist } => {
+            let profile = if *dist { Profile::Dist } else { Profile::Release };
+            start::run(workspace, (*rounds).max(1), svg.as_deref(), profile)
+        }
         Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1)),
         Bench::Output { rounds, mib } => output::run(workspace, (*rounds).max(1), (*mib).max(1)),
         Bench::Density(arguments) => density::run(workspace, arguments),

@@ -43,9 +43,12 @@ enum Task {
     Setup,
     /// Build the host binary, the guest agent and the guest
     Build {
-        /// Optimised host binary, as it is shipped
+        /// Optimised host binary
         #[arg(long)]
         release: bool,
+        /// Host binary and agent as they are shipped: optimised as a whole, which takes minutes
+        #[arg(long, conflicts_with = "release")]
+        dist: bool,
     },
     /// Build the lean guest kernel; takes a quarter of an hour, once
     Kernel(kernel::KernelArguments),
@@ -80,12 +83,12 @@ fn run(task: &Task) -> Result<(), TaskError> {
     let workspace = Workspace::find()?;
     match task {
         Task::Setup => setup::run(),
-        Task::Build { release } => {
+        Task::Build { release, dist } => {
             setup::run()?;
-            let profile = if *release {
-                build::Profile::Release
-            } else {
-                build::Profile::Dev
+            let profile = match (release, dist) {
+                (_, true) => build::Profile::Dist,
+                (true, false) => build::Profile::Release,
+                (false, false) => build::Profile::Dev,
             };
             build::all(&workspace, profile).map(drop)
         }

@@ -18,10 +18,15 @@ use std::time::{Duration, Instant};
 const RUN_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Measures and prints.
-pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> Result<(), TaskError> {
+pub(super) fn run(
+    workspace: &Workspace,
+    rounds: usize,
+    svg: Option<&Path>,
+    profile: Profile,
+) -> Result<(), TaskError> {
     setup::run()?;
-    let made = build::all(workspace, Profile::Release)?;
-    let subject = Subject::new(workspace, made.bulkhead);
+    let made = build::all(workspace, profile)?;
+    let subject = Subject::new(workspace, made.bulkhead.clone());
     let work = subject.work().to_owned();
     let quick = bundle::make(&work.join("quick"), &["true"])?;
     let idle = bundle::make(&work.join("idle"), &["sleep", "600"])?;
@@ -79,7 +84,7 @@ pub(super) fn run(workspace: &Workspace, rounds: usize, svg: Option<&Path>) -> R
     }
     subject.call_pool(&["template", "drain"])?.output()?;
     let text = report(
-        workspace,
+        &made.agent,
         &subject,
         rounds,
         [&ours, &warm, &pool, &least, &bare_boot, &runc, &crun],
@@ -167,7 +172,7 @@ fn pid_of(tree: &Value, role: &str) -> Option<i64> {
 }
 
 fn report(
-    workspace: &Workspace,
+    agent: &Path,
     subject: &Subject<'_>,
     rounds: usize,
     [ours, warm, pool, least, bare_boot, runc, crun]: [&Series; 7],
@@ -221,7 +226,7 @@ fn report(
     }
     for (name, path) in [
         ("host binary".to_owned(), subject.binary().to_owned()),
-        ("agent".to_owned(), build::agent_path(workspace)),
+        ("agent".to_owned(), agent.to_owned()),
     ] {
         let bytes = std::fs::metadata(&path)
             .map_err(|e| TaskError::io(&path, e))?
