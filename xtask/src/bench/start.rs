@@ -46,6 +46,8 @@ pub(super) fn run(
     let mut ours = Series::default();
     let mut warm = Series::default();
     let mut pool = Series::default();
+    let mut stopped = Series::default();
+    let mut stopped_guest = Series::default();
     let mut waits = subject.waiting(None)?;
     let mut bare_boot = Series::default();
     let mut least = Series::default();
@@ -72,6 +74,9 @@ pub(super) fn run(
         measure(taker.arg(&quick).arg(&id), &mut pool)?;
         // Another one waits: that one was taken. What follows is not measured beside its making.
         waits = subject.waiting(Some(waits))?;
+        let (took, guest) = stop(&subject, &idle, &format!("bench-stop-{round}"))?;
+        stopped.add(took);
+        stopped_guest.add(guest);
         bare_boot.add(bare.boot()?);
         for (program, series) in [("runc", &mut runc), ("crun", &mut crun)] {
             let root = work.join(program);
@@ -87,7 +92,17 @@ pub(super) fn run(
         &made.agent,
         &subject,
         rounds,
-        [&ours, &warm, &pool, &least, &bare_boot, &runc, &crun],
+        [
+            &ours,
+            &warm,
+            &pool,
+            &least,
+            &bare_boot,
+            &runc,
+            &crun,
+            &stopped,
+            &stopped_guest,
+        ],
         &tree,
         &memory,
     )?;
@@ -120,6 +135,30 @@ fn compare(path: &Path, rounds: usize, competitors: &[(&'static str, &Series)]) 
     let bars: Vec<Bar> = competitors.iter().filter_map(bar).collect();
     let title = format!("A start: medians of {rounds} and their range, in one run, in seconds");
     draw_bars(path, &title, &bars)
+}
+
+/// Kills and deletes a container that sleeps: how long the two took, and the guest's part of it.
+fn stop(subject: &Subject<'_>, idle: &Path, id: &str) -> Result<(Duration, Duration), TaskError> {
+    subject.run_detached(idle, id)?;
+    let began = Instant::now();
+    let killed = subject.call(&["kill", id, "KILL"]).output();
+    // Forced: what was killed a moment ago may not have been told yet.
+    subject.delete(id)?;
+    let took = began.elapsed();
+    killed?;
+    let timeline = subject.call(&["timeline", "--format", "json", id]).output()?;
+    let timeline: Value = serde_json::from_str(&timeline).map_err(|e| TaskError::Metadata(e.to_string()))?;
+    Ok((took, guests_end(&timeline)))
+}
+
+/// What the guest did in a kill and a delete, by their timeline.
+fn guests_end(timeline: &Value) -> Duration {
+    let operations = timeline["operations"].as_array().into_iter().flatten();
+    let ending = operations.filter(|one| ["kill", "delete"].iter().any(|name| one["name"] == *name));
+    let spans = ending.flat_map(|one| one["spans"].as_array().into_iter().flatten());
+    let took = |span: &Value| span["end_ns"].as_u64()?.checked_sub(span["begin_ns"].as_u64()?);
+    let guest = spans.filter(|span| span["lane"] == "guest").filter_map(took);
+    Duration::from_nanos(guest.sum())
 }
 
 /// One sample; a program that fails the first time is not asked again.
@@ -175,7 +214,17 @@ fn report(
     agent: &Path,
     subject: &Subject<'_>,
     rounds: usize,
-    [ours, warm, pool, least, bare_boot, runc, crun]: [&Series; 7],
+    [
+        ours,
+        warm,
+        pool,
+        least,
+        bare_boot,
+        runc,
+        crun,
+        stopped,
+        stopped_guest,
+    ]: [&Series; 9],
     tree: &Value,
     memory: &Memory,
 ) -> Result<String, TaskError> {
@@ -206,6 +255,11 @@ fn report(
         let value = format!("{:.2} × (aim: at most {aim:.2} s = 1.15 × + 0.2 s)", ours / floor);
         rows.push(("cold start against the bare kernel".to_owned(), value));
     }
+    rows.push((
+        "`kill` and `delete` of the last container (aim: 0.1 s beside the guest's own)".to_owned(),
+        stopped.cell(),
+    ));
+    rows.push(("of that, the guest's own".to_owned(), stopped_guest.cell()));
     let counters = &tree["counters"];
     for (name, key) in [
         ("QMP round trips to the first container", "qmp"),
@@ -238,4 +292,21 @@ fn report(
     }
     let title = format!("Medians of {rounds}, in one run, taking turns (range in brackets).\n\n");
     Ok(title + &table(["what", "value"], &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_guests_part_of_an_end_is_its_own_spans() {
+        let span = |lane: &str, begin: u64, end: u64| json!({"lane": lane, "name": "x", "begin_ns": begin, "end_ns": end});
+        let timeline = json!({"operations": [
+            {"name": "boot", "spans": [span("guest", 0, 1000)]},
+            {"name": "kill", "spans": [span("guest", 10, 15)]},
+            {"name": "delete", "spans": [span("guest", 20, 27), span("vmm", 27, 90), {"lane": "guest", "begin_ns": 5, "end_ns": null}]},
+        ]});
+        assert_eq!(guests_end(&timeline), Duration::from_nanos(12));
+    }
 }
