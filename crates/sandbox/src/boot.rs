@@ -22,7 +22,7 @@ use crate::timeline::{CPUS_GO, Recorder};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::timeline::Lane;
 use bulkhead_model::vm::SharedFs;
-use bulkhead_protocol::{Guest, GuestIdentity, GuestStorage};
+use bulkhead_protocol::{Guest, GuestError, GuestIdentity, GuestStorage};
 use bulkhead_vmm::{DeviceRequest, Launch, Origin, SavedMachine, Vm, VmExit, Vmm, VmmError};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -41,6 +41,9 @@ pub const SOCKETS: [&str; 5] = ["qmp", "control", "data", "console", "fs"];
 
 /// A guest that goes on answers within a tenth of a second; one that is silent for this long is given up.
 pub(crate) const GOES_ON: Duration = Duration::from_secs(20);
+
+/// A VM whose connection ended is expected to end within this.
+const FOLLOWS: Duration = Duration::from_secs(2);
 
 /// The guest's clock may be wrong by this many nanoseconds.
 const CLOCK_NS: u64 = 10_000_000;
@@ -472,7 +475,10 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
     let waiting = yard.timeline.span(Lane::Supervisor, "wait for the agent's hello");
     let hello = platform.connect_guest(ports);
     let guest = tokio::select! {
-        guest = hello => guest?,
+        guest = hello => match guest {
+            Ok(guest) => guest,
+            Err(error) => return Err(cause(vm.as_ref(), "waiting for the agent", error).await),
+        },
         exit = vm.exited() => return Err(ended("waiting for the agent", exit)),
         () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
     };
@@ -486,7 +492,11 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
             ..GuestIdentity::default()
         };
         tokio::select! {
-            done = guest.configure(told) => done?,
+            done = guest.configure(told) => {
+                if let Err(error) = done {
+                    return Err(cause(vm.as_ref(), "configuring the guest", error).await);
+                }
+            }
             exit = vm.exited() => return Err(ended("configuring the guest", exit)),
             () = end_of(fsd.as_ref()) => return Err(SandboxError::DaemonEnded),
         }
@@ -506,6 +516,17 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         guest,
         cgroup_procs,
     })
+}
+
+/// A connection that ended is, most of all, one whose VM did: its exit says more.
+async fn cause(vm: &dyn Vm, step: &'static str, error: GuestError) -> SandboxError {
+    if !matches!(error, GuestError::Gone { .. }) {
+        return error.into();
+    }
+    match tokio::time::timeout(FOLLOWS, vm.exited()).await {
+        Ok(exit) => ended(step, exit),
+        Err(_) => error.into(),
+    }
 }
 
 /// Waits for the daemon's end; for ever without one.

@@ -563,3 +563,19 @@ async fn the_clock_is_set_until_it_is_right() {
     }
     assert_eq!(told[1][0].hostname, "name");
 }
+
+/// As the last one, but the connection's end is seen first.
+#[tokio::test]
+async fn a_vm_that_is_killed_while_its_agent_is_waited_for_does_not_cost_the_template() {
+    let bench = Bench::new();
+    let key = made(&bench).await;
+    bench
+        .host
+        .kill_vm
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    assert_eq!(start.template, None);
+    assert!(start.why_cold.contains("Signal(9)"), "{start:?}");
+    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    assert_eq!(start.template, Some(key.to_string()));
+}

@@ -57,6 +57,10 @@ pub struct FakeHost {
     pub space: Arc<FakeSpace>,
     /// Nanoseconds since the epoch.
     pub clock: std::sync::atomic::AtomicU64,
+    /// Ends the VM.
+    pub vm_end: Arc<watch::Sender<bool>>,
+    /// The VM is killed while the next guest is waited for; the connection's end is seen first.
+    pub kill_vm: std::sync::atomic::AtomicBool,
     /// How far the clock moves each time it is read.
     pub tick: std::sync::atomic::AtomicU64,
     /// Undo of this role or path fails.
@@ -187,6 +191,11 @@ impl Platform for FakeHost {
                 call: "hello",
                 seconds: 1,
             })?;
+        if self.kill_vm.swap(false, Ordering::SeqCst) {
+            let end = Arc::clone(&self.vm_end);
+            tokio::spawn(async move { end.send_replace(true) });
+            return Err(GuestError::Gone { call: "hello" });
+        }
         Ok(Arc::clone(&self.guest) as Arc<dyn Guest>)
     }
     fn find_template(&self, plan: &SandboxPlan, vmm: &dyn Vmm) -> Found {

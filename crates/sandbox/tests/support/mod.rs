@@ -76,6 +76,8 @@ impl Bench {
             kvm: Mutex::new(false),
             clock: std::sync::atomic::AtomicU64::new(42),
             tick: std::sync::atomic::AtomicU64::new(0),
+            vm_end: Arc::clone(&vm_end),
+            kill_vm: std::sync::atomic::AtomicBool::new(false),
             sticky: Mutex::default(),
         });
         let vmm = Arc::new(FakeVmm {
