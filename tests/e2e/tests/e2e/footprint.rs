@@ -66,7 +66,8 @@ fn what_a_boot_freed_is_not_in_a_template() {
     let freed = pages
         .filter(|page| page.iter().all(|byte| *byte == FREED_BY_A_BOOT))
         .count();
-    assert!(freed * 20 < all, "{freed} of {all} pages");
+    // All of them, if nobody overwrites them; none with the lean kernel, and a part of the distribution's larger disk.
+    assert!(freed * 2 < all, "{freed} of {all} pages");
 }
 
 /// A container, in a VM from a template, that fills 200 MiB and frees them: the host has them back soon, and the shared files, whose daemon maps
