@@ -361,7 +361,7 @@ options! {
         trace_type: String = "isolated".to_owned(), {
             annotation: true, rule: Rule::OneOf(&["isolated", "collated"]), applies: "nothing", when: "never",
         }
-        /// Capacity in bytes of the pipes between containers and agent; 0 means the kernel's default, and 256 KiB for a process that fills that.
+        /// Bytes that pipes between containers and agent hold; 0: the kernel's default, 256 KiB for whoever fills that.
         container_pipe_size: u32 = 0, {
             annotation: true, rule: Rule::Range(0, 1 << 30), applies: "containers' output",
             when: "for workloads that write in large bursts",
