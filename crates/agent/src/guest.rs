@@ -117,6 +117,7 @@ impl Guest {
         let services = &self.services;
         self.traced.store(request.tracing, Ordering::Relaxed);
         if request.time_ns > 0 {
+            let _step = step("set the clock");
             let time = TimeSpec::from_duration(Duration::from_nanos(request.time_ns));
             nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)
                 .map_err(|errno| Refusal::internal("setting the clock", &errno))?;
