@@ -29,9 +29,6 @@ pub(crate) enum Bench {
         /// Draw the comparison into this file too
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
-        /// The binaries as they are shipped, which take minutes to build
-        #[arg(long)]
-        dist: bool,
     },
     /// Containers and pods under containerd, beside runc's shim
     Containerd {
@@ -53,17 +50,15 @@ pub(crate) enum Bench {
 }
 
 /// Runs a bench and prints its table.
-pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError> {
+pub(crate) fn run(workspace: &Workspace, bench: &Bench, dist: bool) -> Result<(), TaskError> {
+    let profile = if dist { Profile::Dist } else { Profile::Release };
     if !nix::unistd::geteuid().is_root() {
         return Err(TaskError::NeedsRoot("the bench"));
     }
     match bench {
-        Bench::Start { rounds, svg, dist } => {
-            let profile = if *dist { Profile::Dist } else { Profile::Release };
-            start::run(workspace, (*rounds).max(1), svg.as_deref(), profile)
-        }
-        Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1)),
-        Bench::Output { rounds, mib } => output::run(workspace, (*rounds).max(1), (*mib).max(1)),
-        Bench::Density(arguments) => density::run(workspace, arguments),
+        Bench::Start { rounds, svg } => start::run(workspace, (*rounds).max(1), svg.as_deref(), profile),
+        Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1), profile),
+        Bench::Output { rounds, mib } => output::run(workspace, (*rounds).max(1), (*mib).max(1), profile),
+        Bench::Density(arguments) => density::run(workspace, arguments, profile),
     }
 }

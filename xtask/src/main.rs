@@ -63,8 +63,13 @@ enum Task {
     /// Run every fuzz target for a while; needs a nightly compiler
     Fuzz(fuzz::FuzzArguments),
     /// Measure
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    Bench {
+        /// The binaries as they are shipped, which take minutes to build
+        #[arg(long, global = true)]
+        dist: bool,
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// What CI runs: lint, then every test
     Ci,
 }
@@ -101,7 +106,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
         }
         Task::Contract => contract::run(&workspace),
         Task::Fuzz(arguments) => fuzz::run(&workspace, arguments),
-        Task::Bench(bench) => bench::run(&workspace, bench),
+        Task::Bench { what, dist } => bench::run(&workspace, what, *dist),
         Task::Ci => {
             setup::run()?;
             lint::run(&workspace)?;

@@ -14,9 +14,9 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Measures; the program prints the table.
-pub(super) fn run(workspace: &Workspace, rounds: usize) -> Result<(), TaskError> {
+pub(super) fn run(workspace: &Workspace, rounds: usize, profile: Profile) -> Result<(), TaskError> {
     setup::run()?;
-    let made = build::all(workspace, Profile::Release)?;
+    let made = build::all(workspace, profile)?;
     // What a start goes on from is there before the first is timed.
     Tool::new(&made.bulkhead)
         .args(["template", "create"])

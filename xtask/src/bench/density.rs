@@ -42,9 +42,13 @@ pub(crate) struct DensityArguments {
 }
 
 /// Measures, prints and draws.
-pub(super) fn run(workspace: &Workspace, arguments: &DensityArguments) -> Result<(), TaskError> {
+pub(super) fn run(
+    workspace: &Workspace,
+    arguments: &DensityArguments,
+    profile: Profile,
+) -> Result<(), TaskError> {
     setup::run()?;
-    let made = build::all(workspace, Profile::Release)?;
+    let made = build::all(workspace, profile)?;
     let subject = Subject::new(workspace, made.bulkhead);
     let pictures = arguments.svg.clone().unwrap_or_else(|| subject.work().to_owned());
     std::fs::create_dir_all(&pictures).map_err(|e| TaskError::io(&pictures, e))?;

@@ -27,9 +27,9 @@ const OUT: usize = 1;
 const IN: usize = 2;
 
 /// Measures and prints.
-pub(super) fn run(workspace: &Workspace, rounds: usize, mib: u64) -> Result<(), TaskError> {
+pub(super) fn run(workspace: &Workspace, rounds: usize, mib: u64, profile: Profile) -> Result<(), TaskError> {
     setup::run()?;
-    let made = build::all(workspace, Profile::Release)?;
+    let made = build::all(workspace, profile)?;
     let subject = Subject::new(workspace, made.bulkhead);
     let bundle = bundle::make(&subject.work().join("output"), &["sleep", "6000"])?;
     let ours = Runtime {
