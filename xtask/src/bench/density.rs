@@ -237,6 +237,10 @@ impl Held {
                 .map_err(|e| TaskError::io(Path::new("/proc"), e))?
                 .flatten()
                 .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
+                // The kernel's own have none, and come and go as it likes.
+                .filter(|entry| {
+                    std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())
+                })
                 .count(),
             mounts: read("/proc/self/mountinfo")?.lines().count(),
             files: count("/run/bulkhead") + count("/run/bulkhead/s") + count("/dev/shm"),
