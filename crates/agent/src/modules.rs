@@ -7,7 +7,7 @@ use crate::sys::module;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -25,6 +25,19 @@ pub(crate) enum ModuleError {
     Load {
         /// Its name.
         name: String,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It is there already, and does not take the parameter any more.
+    #[error(
+        "parameter {parameter:?} of kernel module {name:?}, which is there already: expected one that can be set"
+    )]
+    Parameter {
+        /// The module's name.
+        name: String,
+        /// As it was asked for.
+        parameter: String,
         /// The kernel's reason.
         #[source]
         source: io::Error,
@@ -64,6 +77,25 @@ fn parse(text: &str) -> BTreeMap<String, Entry> {
         .collect()
 }
 
+/// Sets the parameters of a module whose directory is `there`.
+fn set(there: &Path, name: &str, parameters: &str) -> Result<(), ModuleError> {
+    for parameter in parameters.split_whitespace() {
+        // A bare one is a switch that is on, as for insmod(8).
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, "1"));
+        let key = key.replace('-', "_");
+        let path = there.join("parameters").join(key);
+        let written = File::options().write(true).open(path);
+        written
+            .and_then(|mut file| file.write_all(value.as_bytes()))
+            .map_err(|source| ModuleError::Parameter {
+                name: name.to_owned(),
+                parameter: parameter.to_owned(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
 impl Modules {
     /// Those below `directory` for the running kernel; none is fine.
     #[must_use]
@@ -81,7 +113,7 @@ impl Modules {
         })
     }
 
-    /// Loads `name parameter…`; one that is built in or loaded is fine.
+    /// Loads `name parameter…`; one that is built in or loaded is fine, and has its parameters set.
     ///
     /// # Errors
     /// [`ModuleError`].
@@ -89,11 +121,15 @@ impl Modules {
         let line = line.trim();
         let (name, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let name = name.replace('-', "_");
-        if self.is_settled(&name) {
+        // A line that was carried out needs no second look; neither does a module of which nothing is wanted.
+        if self.is_settled(line) || (parameters.is_empty() && self.is_settled(&name)) {
             return Ok(());
         }
-        if Path::new("/sys/module").join(&name).exists() || self.built_in(&name) {
+        let there = Path::new("/sys/module").join(&name);
+        if there.exists() || self.built_in(&name) {
+            set(&there, &name, parameters)?;
             self.settle(&name);
+            self.settle(line);
             return Ok(());
         }
         let mut order = Vec::new();
@@ -111,6 +147,7 @@ impl Modules {
                 })?;
             loaded.push(one);
         }
+        loaded.push(line.to_owned());
         Ok(())
     }
 
@@ -196,6 +233,29 @@ mod tests {
             modules.collect("d", &mut order),
             Err(ModuleError::Missing { .. })
         ));
+    }
+
+    #[test]
+    fn parameters_of_one_that_is_there_are_set_or_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let parameters = directory.path().join("parameters");
+        std::fs::create_dir(&parameters).unwrap();
+        for key in ["metacopy", "switch_on"] {
+            std::fs::write(parameters.join(key), "").unwrap();
+        }
+        set(directory.path(), "overlay", "metacopy=on switch-on").unwrap();
+        let read = |key: &str| std::fs::read_to_string(parameters.join(key)).unwrap();
+        assert_eq!(
+            (read("metacopy").as_str(), read("switch_on").as_str()),
+            ("on", "1")
+        );
+        let error = set(directory.path(), "overlay", "nowhere=1").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("\"nowhere=1\" of kernel module \"overlay\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //!
 //! Owns: the order of a start. Never: containers. Called by the engine.
 
+use crate::clock;
 use crate::error::SandboxError;
 use crate::journal::{Journal, Resource};
 use crate::layout::SandboxPaths;
@@ -22,7 +23,7 @@ use crate::timeline::{CPUS_GO, Recorder};
 use bulkhead_model::SandboxPlan;
 use bulkhead_model::timeline::Lane;
 use bulkhead_model::vm::SharedFs;
-use bulkhead_protocol::{Guest, GuestError, GuestIdentity, GuestSteps, GuestStorage};
+use bulkhead_protocol::{Guest, GuestError, GuestIdentity, GuestStorage};
 use bulkhead_vmm::{DeviceRequest, Launch, Origin, SavedMachine, Vm, VmExit, Vmm, VmmError};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -44,14 +45,6 @@ pub(crate) const GOES_ON: Duration = Duration::from_secs(20);
 
 /// A VM whose connection ended is expected to end within this.
 const FOLLOWS: Duration = Duration::from_secs(2);
-
-/// The agent's name for setting the clock.
-const CLOCK_STEP: &str = "set the clock";
-
-/// The guest's clock may be wrong by this many nanoseconds.
-const CLOCK_NS: u64 = 10_000_000;
-/// How often it is set, at most, until it is not.
-const CLOCK_TRIES: u32 = 4;
 
 /// What every step needs.
 #[derive(Clone, Copy)]
@@ -487,7 +480,7 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
     };
     drop(waiting);
     let mut told = identity(yard)?;
-    for attempt in 0..CLOCK_TRIES {
+    for attempt in 0..clock::TRIES {
         let what = if attempt == 0 {
             "configure the guest"
         } else {
@@ -510,13 +503,13 @@ async fn meet(yard: &Yard<'_>, booted: Booted) -> Result<Ready, SandboxError> {
         }
         let time_ns = platform.now_ns();
         let steps = guest.take_steps();
-        let after_it_ns = steps.as_ref().map_or(0, since_clock);
+        let after_it_ns = steps.as_ref().map_or(0, clock::since_set);
         if attempt == 0 {
             yard.timeline.came_up(configuring, steps, guest.hello());
         }
         // What the guest's clock was set to was over by at most as much as it took until then. The first time takes long
         // where it is translated.
-        if time_ns.saturating_sub(sent_ns).saturating_sub(after_it_ns) < CLOCK_NS {
+        if time_ns.saturating_sub(sent_ns).saturating_sub(after_it_ns) < clock::WITHIN_NS {
             break;
         }
         told = GuestIdentity { time_ns, ..again };
@@ -538,12 +531,6 @@ async fn cause(vm: &dyn Vm, step: &'static str, error: GuestError) -> SandboxErr
         Ok(exit) => ended(step, exit),
         Err(_) => error.into(),
     }
-}
-
-/// What a call went on for after it had set the guest's clock, in nanoseconds; 0 if it does not say.
-fn since_clock(steps: &GuestSteps) -> u64 {
-    let set = steps.steps.iter().find(|step| step.name == CLOCK_STEP);
-    set.map_or(0, |set| steps.answered_ns.saturating_sub(set.end_ns))
 }
 
 /// Waits for the daemon's end; for ever without one.
@@ -602,27 +589,4 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
         tracing: plan.agent.tracing,
         settle: false,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bulkhead_protocol::GuestStep;
-
-    #[test]
-    fn what_follows_the_clock_does_not_count_against_it() {
-        let step = |name: &str, begin_ns, end_ns| GuestStep {
-            name: name.to_owned(),
-            begin_ns,
-            end_ns,
-        };
-        let mut steps = GuestSteps {
-            received_ns: 100,
-            answered_ns: 900,
-            steps: vec![step(CLOCK_STEP, 110, 120), step("mount what is shared", 130, 880)],
-        };
-        assert_eq!(since_clock(&steps), 780);
-        steps.steps.remove(0);
-        assert_eq!(since_clock(&steps), 0, "an agent that does not say");
-    }
 }

@@ -4,6 +4,7 @@
 //! message, never parses TOML or OCI. Called by `shim`.
 
 pub mod boot;
+mod clock;
 pub mod command;
 pub mod container;
 pub mod engine;
