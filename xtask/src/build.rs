@@ -58,7 +58,7 @@ pub(crate) fn all(workspace: &Workspace, profile: Profile) -> Result<Made, TaskE
     timed("agent", &mut || agent(workspace, profile))?;
     let bulkhead = bulkhead_path(workspace, profile);
     let agent = agent_path(workspace, profile);
-    timed("guest", &mut || guest(workspace, &bulkhead, &agent))?;
+    timed("guest", &mut || guest(workspace, profile, &bulkhead, &agent))?;
     Ok(Made {
         bulkhead,
         agent,
@@ -123,10 +123,13 @@ fn agent(workspace: &Workspace, profile: Profile) -> Result<(), TaskError> {
         .run()
 }
 
-/// Set to run tests, demo and bench on the distribution's kernel though the lean one was built.
+/// Set to bench on the distribution's kernel though the lean one was built.
 const DISTRIBUTION: &str = "BULKHEAD_DISTRIBUTION_KERNEL";
 
-fn guest(workspace: &Workspace, bulkhead: &Path, agent: &Path) -> Result<(), TaskError> {
+/// Set to run tests and demo on the lean kernel. Some tests want what it does not have: a way to crash it, DMI.
+const LEAN: &str = "BULKHEAD_LEAN_KERNEL";
+
+fn guest(workspace: &Workspace, profile: Profile, bulkhead: &Path, agent: &Path) -> Result<(), TaskError> {
     let out = workspace.guest();
     let tool = Tool::new(bulkhead)
         .args(["guest", "build", "--out"])
@@ -134,7 +137,11 @@ fn guest(workspace: &Workspace, bulkhead: &Path, agent: &Path) -> Result<(), Tas
         .arg("--agent")
         .arg(agent);
     let lean = workspace.kernel();
-    let tool = if std::env::var_os(DISTRIBUTION).is_some() {
+    let wanted = match profile {
+        Profile::Dev => std::env::var_os(LEAN).is_some(),
+        Profile::Release | Profile::Dist => std::env::var_os(DISTRIBUTION).is_none(),
+    };
+    let tool = if !wanted {
         tool.arg("--distribution")
     } else if lean.join("kernel.json").is_file() {
         tool.arg("--kernel")

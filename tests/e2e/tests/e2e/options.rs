@@ -189,7 +189,8 @@ enable_tracing = true
             .iter()
             .find(|line| line["message"] == "close" && line["span"]["operation"] == operation)
     };
-    for operation in ["create", "start", "exec", "bind"] {
+    // A `run` starts with its create.
+    for operation in ["create", "exec", "bind"] {
         let span = &closed(operation).unwrap_or_else(|| panic!("{operation}: {log}"))["span"];
         assert_eq!(span["source"], "bulkhead", "{span}");
         assert_eq!(span["package"], "bulkhead-sandbox", "{span}");
