@@ -5,7 +5,7 @@
 
 use super::tray::Tray;
 use crate::decoder::Decoder;
-use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, sum};
+use crate::frame::{DATA_BYTES, HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, PADDING_BYTES, sum};
 use rustix::io::Errno;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -98,10 +98,15 @@ impl PortWriter {
         self.tray.held() + self.waiting.len() - self.written
     }
 
-    /// Forgets what is waiting: its epoch is over, and the peer finds its way past a torn frame.
+    /// Forgets what is waiting: its epoch is over. The device may have the beginning of a frame whose rest is forgotten:
+    /// zeroes complete it, or a host that has connected since would take its Hello for that rest.
     pub(super) fn discard(&mut self) {
+        let torn = self.waiting_bytes() > 0;
         self.tray.discard();
         self.forget_waiting();
+        if torn {
+            self.waiting.resize(PADDING_BYTES, 0);
+        }
     }
 
     fn forget_waiting(&mut self) {
@@ -150,6 +155,53 @@ impl PortWriter {
                 self.writable = false;
                 0
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Kind;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    fn header(kind: Kind, epoch: u64) -> Header {
+        Header {
+            kind,
+            stream: 1,
+            epoch,
+            offset: 0,
+        }
+    }
+
+    /// The host that connects after a frame was torn hears the Hello though nothing comes after it.
+    #[test]
+    fn a_torn_frame_does_not_swallow_the_hello() {
+        let (device, mut far) = UnixStream::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&device, 4096).unwrap();
+        for torn_by in [DATA_BYTES, MAX_PAYLOAD_BYTES] {
+            let mut port = PortWriter::new(Arc::new(device.try_clone().unwrap().into()));
+            let payload = vec![7; torn_by];
+            while port.writable {
+                port.queue(&header(Kind::Data, 1), &payload);
+                port.flush();
+            }
+            assert!(port.waiting_bytes() > 0);
+            port.discard();
+            port.queue(&header(Kind::Hello, 2), b"hello");
+            let mut decoder = Decoder::new();
+            let heard = (0..1_000_000).any(|_| {
+                port.writable = true;
+                port.flush();
+                if let Ok(count) = far.read(decoder.space()) {
+                    decoder.filled(count);
+                }
+                std::iter::from_fn(|| decoder.pull().map(|frame| frame.kind)).any(|kind| kind == Kind::Hello)
+            });
+            assert!(heard, "frames of {torn_by} bytes");
         }
     }
 }
