@@ -210,7 +210,8 @@ impl Root {
                     })?;
                 }
                 let image = if plan.copy_up {
-                    Some(copy_up::take(target))
+                    let reached = inside(target).map_err(|errno| refused(errno.into()))?;
+                    Some(copy_up::take(&reached))
                 } else {
                     None
                 };
@@ -279,14 +280,48 @@ fn is_directory(file: &OwnedFd) -> io::Result<bool> {
 }
 
 fn open_path(path: &Path) -> nix::Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+    open(&inside(path)?, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Where `path` leads in the container: without links and `..`. Left to the kernel, `..` in the root leads to what is
+/// mounted over it, which is the guest's root until that is let go.
+fn inside(path: &Path) -> nix::Result<PathBuf> {
+    let mut reached = PathBuf::from("/");
+    let mut ahead: Vec<PathBuf> = vec![path.to_owned()];
+    let mut links = 0;
+    while let Some(next) = ahead.pop() {
+        let mut parts = next.components();
+        while let Some(part) = parts.next() {
+            match part {
+                Component::RootDir => reached = PathBuf::from("/"),
+                Component::ParentDir => {
+                    reached.pop();
+                }
+                Component::Normal(name) => {
+                    reached.push(name);
+                    if let Ok(aim) = fs::read_link(&reached) {
+                        links += 1;
+                        if links > MOST_LINKS {
+                            return Err(Errno::ELOOP);
+                        }
+                        reached.pop();
+                        ahead.push(parts.as_path().to_owned());
+                        ahead.push(aim);
+                        break;
+                    }
+                }
+                Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+    }
+    Ok(reached)
 }
 
 /// The file or directory `path` of the container, made if it is missing.
 fn place(path: &Path, directory: bool) -> io::Result<OwnedFd> {
     match open_path(path) {
         Err(Errno::ENOENT) => {
-            make(path, directory, 0)?;
+            make(&inside(path)?, directory, 0)?;
             Ok(open_path(path)?)
         }
         other => Ok(other?),
@@ -351,6 +386,8 @@ fn make_read_only(path: &Path, covered: bool) -> Result<(), RootError> {
 
 /// A file is covered by /dev/null, a directory by an empty one.
 fn mask(path: &Path) -> Result<(), RootError> {
+    let path = inside(path).map_err(failed("masking", path))?;
+    let path = path.as_path();
     let null = Some("dev/null");
     match mount(null, path, None::<&str>, MsFlags::MS_BIND, None::<&str>) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -367,6 +404,23 @@ fn mask(path: &Path) -> Result<(), RootError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn no_link_leads_above_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let far = format!("{}{}/there", "../".repeat(30), dir.path().display());
+        symlink(&far, at("out")).unwrap();
+        assert_eq!(inside(&at("out/escaped")).unwrap(), at("there/escaped"));
+        symlink("out/../back", at("round")).unwrap();
+        assert_eq!(inside(&at("round")).unwrap(), at("back"));
+        assert_eq!(
+            inside(Path::new("/../../no/such/./path/..")).unwrap(),
+            Path::new("/no/such")
+        );
+        symlink("loop", at("loop")).unwrap();
+        assert_eq!(inside(&at("loop/x")), Err(Errno::ELOOP));
+    }
 
     #[test]
     fn what_is_missing_is_made_through_links_to_nothing() {
