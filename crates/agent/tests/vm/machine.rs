@@ -102,9 +102,8 @@ impl Machine {
                 "tcg,thread=multi",
                 "-m",
                 "384",
-                // One while it boots, as in a sandbox: a kernel that patches itself beside another translated CPU may trip over it.
                 "-smp",
-                "1",
+                "2",
                 "-no-reboot",
             ])
             .args([
@@ -121,7 +120,9 @@ impl Machine {
             .arg(asset("BULKHEAD_TEST_INITRD", "initrd"))
             .args([
                 "-append",
-                "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check cryptomgr.notests",
+                // One CPU while it boots, as in a sandbox: a kernel that patches itself beside another translated CPU may
+                // trip over it.
+                "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check cryptomgr.notests maxcpus=1",
             ])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
