@@ -79,8 +79,6 @@ struct Table {
     containers: BTreeMap<String, Arc<Container>>,
     /// Namespaces with a path are this one's.
     first: Option<String>,
-    /// Keeps the pid namespace that the pod's containers share, if any does.
-    pause: Option<Arc<Container>>,
     shm: bool,
 }
 
@@ -89,6 +87,9 @@ pub(crate) struct Guest {
     /// Its services.
     pub(crate) services: Services,
     table: Mutex<Table>,
+    /// Keeps the pid namespace that the pod's containers share, if any does. Held while it is made: of two that come at
+    /// once one makes it, and who asks for something else does not wait.
+    pause: Mutex<Option<Container>>,
     traced: AtomicBool,
     networks: Networks,
 }
@@ -100,6 +101,7 @@ impl Guest {
         Self {
             services,
             table: Mutex::default(),
+            pause: Mutex::default(),
             traced: AtomicBool::new(false),
             networks: Networks::default(),
         }
@@ -249,18 +251,16 @@ impl Guest {
         if !request.pod_pids {
             return Ok(None);
         }
-        // Held meanwhile: of two containers that come at once one makes it.
-        let mut table = self.table();
-        let pause = match table.pause.take() {
-            Some(pause) if !pause.init().ended() => pause,
+        let mut kept = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ended) = kept.take_if(|pause| pause.init().ended()) {
             // It was killed, and its containers with it.
-            Some(ended) => {
-                ended.remove(&self.services)?;
-                Arc::new(pause::start(&self.services)?)
-            }
-            None => Arc::new(pause::start(&self.services)?),
+            ended.remove(&self.services)?;
+        }
+        let pause = match kept.take() {
+            Some(pause) => pause,
+            None => pause::start(&self.services)?,
         };
-        Ok(Some(table.pause.insert(pause).init().pid))
+        Ok(Some(kept.insert(pause).init().pid))
     }
 
     /// A container by id.

@@ -1,10 +1,11 @@
 //! The container's view of files: its root, its mounts, what is hidden from it.
 //!
 //! ```text
-//!  enter: root bound on itself ─► pivot ─► the guest's root stays as working directory, under no name
-//!  furnish: mounts ─► devices ─► (terminal) ─► masked, read-only ─► leave: the guest's root goes
+//!  enter: root bound on itself ─► chroot ─► the guest's root stays as working directory, under no name
+//!  furnish: mounts ─► devices ─► (terminal) ─► masked, read-only ─► leave: pivot, the guest's root goes
 //! ```
-//! After the pivot a path that begins with `/` cannot lead out of the container, whatever links its image holds, and
+//! The pivot is last: it leaves the guest's root mounted over the container's, and `..` in a root leads onto what is
+//! mounted over it. In a chroot nothing is, so a path that begins with `/` cannot lead out of the container, whatever links its image holds, and
 //! what comes from the guest is named relative to the working directory. The guest's /proc stays visible until the end:
 //! a user namespace may mount a new one only where a whole one is.
 //!
@@ -79,6 +80,7 @@ pub(super) fn failed<E: Into<io::Error>>(
 /// The container's root, entered.
 pub(super) struct Root {
     guest: OwnedFd,
+    container: OwnedFd,
     moved: bool,
 }
 
@@ -94,22 +96,26 @@ impl Root {
         chdir(root).map_err(failed("entering the root", root))?;
         if plan.no_pivot {
             mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-                .and_then(|()| chroot("."))
                 .map_err(failed("moving the root", root))?;
-        } else {
-            pivot_root(".", ".").map_err(failed("pivoting to the root", root))?;
         }
+        let container = open(".", here, Mode::empty()).map_err(failed("opening", root))?;
+        chroot(".").map_err(failed("changing to the root", root))?;
         fchdir(&guest).map_err(failed("returning to", "/"))?;
         umask(Mode::empty());
-        if plan.root_propagation != 0 {
-            let flags = MsFlags::from_bits_retain(plan.root_propagation);
-            mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
-                .map_err(failed("propagation of", "/"))?;
-        }
-        Ok(Self {
+        let entered = Self {
             guest,
+            container,
             moved: plan.no_pivot,
-        })
+        };
+        if !entered.shares_last(plan) {
+            propagate(plan.root_propagation)?;
+        }
+        Ok(entered)
+    }
+
+    /// A root whose mounts propagate cannot be pivoted to, pivot_root(2): it becomes one afterwards.
+    fn shares_last(&self, plan: &Plan) -> bool {
+        !self.moved && MsFlags::from_bits_retain(plan.root_propagation).contains(MsFlags::MS_SHARED)
     }
 
     /// Mounts and devices.
@@ -143,8 +149,17 @@ impl Root {
         }
         if !self.moved {
             fchdir(&self.guest)
+                .and_then(|()| chroot("."))
+                .and_then(|()| fchdir(&self.container))
+                .and_then(|()| pivot_root(".", "."))
+                .map_err(failed("pivoting to the root", plan.root.as_path()))?;
+            fchdir(&self.guest)
                 .and_then(|()| umount2(".", MntFlags::MNT_DETACH))
                 .map_err(failed("leaving", "/"))?;
+        }
+        if self.shares_last(plan) {
+            // What is mounted below a root that propagates does so too.
+            propagate(plan.root_propagation | MsFlags::MS_REC.bits())?;
         }
         chdir("/").map_err(failed("entering", "/"))
     }
@@ -210,8 +225,7 @@ impl Root {
                     })?;
                 }
                 let image = if plan.copy_up {
-                    let reached = inside(target).map_err(|errno| refused(errno.into()))?;
-                    Some(copy_up::take(&reached))
+                    Some(copy_up::take(target))
                 } else {
                     None
                 };
@@ -275,53 +289,28 @@ fn adjust(tree: &OwnedFd, plan: &MountPlan) -> io::Result<()> {
     Ok(())
 }
 
+/// How mounts of the root propagate; 0 leaves it.
+fn propagate(flags: u64) -> Result<(), RootError> {
+    if flags == 0 {
+        return Ok(());
+    }
+    let flags = MsFlags::from_bits_retain(flags);
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(failed("propagation of", "/"))
+}
+
 fn is_directory(file: &OwnedFd) -> io::Result<bool> {
     Ok(fstat(file)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 fn open_path(path: &Path) -> nix::Result<OwnedFd> {
-    open(&inside(path)?, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-/// Where `path` leads in the container: without links and `..`. Left to the kernel, `..` in the root leads to what is
-/// mounted over it, which is the guest's root until that is let go.
-fn inside(path: &Path) -> nix::Result<PathBuf> {
-    let mut reached = PathBuf::from("/");
-    let mut ahead: Vec<PathBuf> = vec![path.to_owned()];
-    let mut links = 0;
-    while let Some(next) = ahead.pop() {
-        let mut parts = next.components();
-        while let Some(part) = parts.next() {
-            match part {
-                Component::RootDir => reached = PathBuf::from("/"),
-                Component::ParentDir => {
-                    reached.pop();
-                }
-                Component::Normal(name) => {
-                    reached.push(name);
-                    if let Ok(aim) = fs::read_link(&reached) {
-                        links += 1;
-                        if links > MOST_LINKS {
-                            return Err(Errno::ELOOP);
-                        }
-                        reached.pop();
-                        ahead.push(parts.as_path().to_owned());
-                        ahead.push(aim);
-                        break;
-                    }
-                }
-                Component::CurDir | Component::Prefix(_) => {}
-            }
-        }
-    }
-    Ok(reached)
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// The file or directory `path` of the container, made if it is missing.
 fn place(path: &Path, directory: bool) -> io::Result<OwnedFd> {
     match open_path(path) {
         Err(Errno::ENOENT) => {
-            make(&inside(path)?, directory, 0)?;
+            make(path, directory, 0)?;
             Ok(open_path(path)?)
         }
         other => Ok(other?),
@@ -386,8 +375,6 @@ fn make_read_only(path: &Path, covered: bool) -> Result<(), RootError> {
 
 /// A file is covered by /dev/null, a directory by an empty one.
 fn mask(path: &Path) -> Result<(), RootError> {
-    let path = inside(path).map_err(failed("masking", path))?;
-    let path = path.as_path();
     let null = Some("dev/null");
     match mount(null, path, None::<&str>, MsFlags::MS_BIND, None::<&str>) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -404,23 +391,6 @@ fn mask(path: &Path) -> Result<(), RootError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-
-    #[test]
-    fn no_link_leads_above_the_root() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let far = format!("{}{}/there", "../".repeat(30), dir.path().display());
-        symlink(&far, at("out")).unwrap();
-        assert_eq!(inside(&at("out/escaped")).unwrap(), at("there/escaped"));
-        symlink("out/../back", at("round")).unwrap();
-        assert_eq!(inside(&at("round")).unwrap(), at("back"));
-        assert_eq!(
-            inside(Path::new("/../../no/such/./path/..")).unwrap(),
-            Path::new("/no/such")
-        );
-        symlink("loop", at("loop")).unwrap();
-        assert_eq!(inside(&at("loop/x")), Err(Errno::ELOOP));
-    }
 
     #[test]
     fn what_is_missing_is_made_through_links_to_nothing() {

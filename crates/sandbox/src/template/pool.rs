@@ -16,13 +16,14 @@
 use super::digests::hex;
 use super::error::TemplateError;
 use super::identity::TemplateKey;
+use super::store::lock_file;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Names of the sockets of a waiting VM.
@@ -171,18 +172,7 @@ impl Pool {
 
     /// The right to fill it; `None` when somebody has it.
     pub(super) fn lock(&self) -> Result<Option<File>, TemplateError> {
-        let path = self.dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(TemplateError::io("opening", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(source)) => Err(TemplateError::io("locking", path)(source)),
-        }
+        lock_file(self.dir.join("lock"))
     }
 
     /// Where one is made.

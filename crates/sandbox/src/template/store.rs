@@ -278,18 +278,7 @@ impl TemplateStore {
 
     /// Takes the right to make a template; `None` when somebody has it.
     pub(super) fn lock(&self, key: &TemplateKey) -> Result<Option<File>, TemplateError> {
-        let path = self.lock_path(key);
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(TemplateError::io("opening", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(source)) => Err(TemplateError::io("locking", path)(source)),
-        }
+        lock_file(self.lock_path(key))
     }
 
     /// Removes what an earlier maker of this template left. The caller holds the lock.
@@ -420,6 +409,21 @@ pub fn find(plan: &SandboxPlan, vmm: &dyn Vmm, accelerator: Accelerator) -> Foun
     match Identity::of(vmm, &shape(&plan.vm), accelerator) {
         Ok(identity) => TemplateStore::of(&plan.factory).find(&identity),
         Err(error) => absent(error.to_string()),
+    }
+}
+
+/// Locks a file, which is made if it is missing, for as long as it is open; `None` when somebody has it.
+pub(super) fn lock_file(path: PathBuf) -> Result<Option<File>, TemplateError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(TemplateError::io("opening", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(source)) => Err(TemplateError::io("locking", path)(source)),
     }
 }
 

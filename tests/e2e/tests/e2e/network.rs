@@ -329,6 +329,8 @@ fn several_queues_and_a_macvlan() {
         config["linux"]["resources"] = json!({"cpu": {"quota": 100_000, "period": 100_000}});
     });
     lab.run_detached(&bundle, &id);
+    let taps = net.run(&pod, "ip -d link show type tun").ok().text();
+    assert_eq!(taps.matches("multi_queue on").count(), 1, "{taps}");
     for interface in ["eth0", "mac0"] {
         inside(&lab, &id, &format!("ping -I {interface} -c 2 -W 20 10.77.0.1"));
     }
