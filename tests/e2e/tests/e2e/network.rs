@@ -330,7 +330,7 @@ fn several_queues_and_a_macvlan() {
     });
     lab.run_detached(&bundle, &id);
     let taps = net.run(&pod, "ip -d link show type tun").ok().text();
-    assert_eq!(taps.matches("multi_queue on").count(), 1, "{taps}");
+    assert_eq!(taps.matches("multi_queue numqueues").count(), 1, "{taps}");
     for interface in ["eth0", "mac0"] {
         inside(&lab, &id, &format!("ping -I {interface} -c 2 -W 20 10.77.0.1"));
     }
