@@ -148,6 +148,7 @@ pub(crate) fn bring_up(
             started,
         }),
         Err(failure) => {
+            let failure = site.cause(failure);
             site.take_down(context);
             Err(failure)
         }
@@ -310,6 +311,16 @@ impl Site {
             sandbox,
             own,
         })
+    }
+
+    /// Why it failed, if `failure` only says that the supervisor is gone: the boot failed before it was asked.
+    fn cause(&mut self, failure: Failure) -> Failure {
+        match failure.kind {
+            FailureKind::Unavailable | FailureKind::NotFound | FailureKind::Internal => {
+                self.client.last_words().unwrap_or(failure)
+            }
+            _ => failure,
+        }
     }
 
     /// Removes what was made for the container: the whole sandbox if it was made for it. Failures are

@@ -9,14 +9,15 @@
 //!
 //! Owns: ordering and calling off. Never: what a verb does (see `lifecycle`). Called by `shim::supervisor`.
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, Notice, Reply};
 use crate::error::SandboxError;
 use crate::lifecycle::Attachment;
 use crate::span;
 use crate::world::{Event, Published, World};
-use bulkhead_model::{ContainerId, ExecId, Failure, FailureKind, ProcessKey, SandboxSnapshot};
+use bulkhead_model::{ContainerId, ExecId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxSnapshot};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,9 @@ use tracing::Instrument;
 
 /// How long a sandbox without any container waits for its first one.
 const FIRST_CONTAINER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a process ended that never began.
+const SIGKILL: u8 = 9;
 
 /// A change that was asked for.
 pub(crate) struct Request {
@@ -115,7 +119,16 @@ impl Handle {
         self.published.snapshot.borrow().clone()
     }
 
+    /// Why the sandbox is gone, if its boot failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        self.published.failure.get().cloned()
+    }
+
     fn gone(&self) -> Failure {
+        if let Some(failure) = self.failure() {
+            return failure;
+        }
         let id = &self.published.snapshot.borrow().id;
         Failure::new(
             FailureKind::NotFound,
@@ -132,6 +145,7 @@ pub struct Engine {
     stubs: mpsc::UnboundedReceiver<Event>,
     calloff: mpsc::UnboundedReceiver<Option<ContainerId>>,
     desk: Desk,
+    failure: Arc<OnceLock<Failure>>,
 }
 
 /// What arrived while a verb was under way.
@@ -156,6 +170,7 @@ impl Engine {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (calloff, calls) = mpsc::unbounded_channel();
         let (stubs, gone) = mpsc::unbounded_channel();
+        let failure = Arc::clone(&published.failure);
         let handle = Handle {
             requests,
             published,
@@ -169,6 +184,7 @@ impl Engine {
             stubs: gone,
             calloff: calls,
             desk: Desk::default(),
+            failure,
         };
         (engine, handle)
     }
@@ -184,8 +200,10 @@ impl Engine {
         if matches!(beginning, Beginning::Boot)
             && let Err(error) = self.boot().await
         {
+            let failure = error.failure();
             let failures = self.tear_down().await;
-            self.refuse_all(&error.failure()).await;
+            let _ = self.failure.set(failure.clone());
+            self.refuse_all(&failure).await;
             return failures;
         }
         loop {
@@ -372,6 +390,15 @@ impl Engine {
     }
 
     async fn tear_down(&mut self) -> Vec<String> {
+        // Stubs of processes that nobody came to make: with their verb gone too, nothing else would end them.
+        for (key, attachment) in self.desk.attachments.drain() {
+            let status = ExitStatus::Signal(SIGKILL);
+            let _ = attachment.notices.send(Notice::Exited { status });
+            self.world.stubs.extend(attachment.stub);
+            if key.exec.is_none() {
+                self.world.forget_mapping(&key.container);
+            }
+        }
         let span = span::operation("sandbox", "tear down", &self.world.plan.id, None);
         self.world.tear_down().instrument(span).await
     }

@@ -17,11 +17,11 @@ use crate::size::Size;
 use crate::timeline::{self, Recorder};
 use bulkhead_model::snapshot::{Counters, Phase, Provenance};
 use bulkhead_model::timeline::Lane;
-use bulkhead_model::{ContainerId, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
+use bulkhead_model::{ContainerId, Failure, HostProcess, ProcessKey, SandboxPlan, SandboxSnapshot, State};
 use bulkhead_protocol::{Guest, GuestExit, GuestStdio, StreamId};
 use bulkhead_vmm::{Vm, Vmm};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
@@ -91,6 +91,8 @@ pub struct Published {
     pub paths: Arc<SandboxPaths>,
     /// Where its time goes.
     pub timeline: Recorder,
+    /// Why it is gone, if it never came up.
+    pub(crate) failure: Arc<OnceLock<Failure>>,
 }
 
 /// One sandbox.
@@ -168,6 +170,7 @@ impl World {
             plan: Arc::new(plan.clone()),
             paths: Arc::new(paths.clone()),
             timeline: timeline.clone(),
+            failure: Arc::default(),
         };
         let world = Self {
             size: Size::announced(&plan),

@@ -7,6 +7,7 @@
 //!
 //! Owns: framing and connecting. Never: starting a supervisor (see `launch`). Called by `cli` and stubs.
 
+use crate::words::Words;
 use bulkhead_model::timeline::Told;
 use bulkhead_model::{Failure, FailureKind};
 use bulkhead_sandbox::{Command, Notice, Reply};
@@ -36,6 +37,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
+    words: Option<Words>,
 }
 
 impl Client {
@@ -44,15 +46,28 @@ impl Client {
     /// # Errors
     /// The connect error as it is: not found and refused mean that no supervisor is there.
     pub fn connect(path: &Path) -> std::io::Result<Self> {
-        Ok(Self {
-            stream: UnixStream::connect(path)?,
-        })
+        UnixStream::connect(path).map(Self::from_stream)
     }
 
     /// Over a connection made by someone else.
     #[must_use]
     pub fn from_stream(stream: UnixStream) -> Self {
-        Self { stream }
+        Self { stream, words: None }
+    }
+
+    /// With the pipe through which the supervisor says why it ends, from whoever started it.
+    #[must_use]
+    pub(crate) fn hearing(self, words: Words) -> Self {
+        Self {
+            words: Some(words),
+            ..self
+        }
+    }
+
+    /// Why the sandbox of a supervisor this process started is gone, if its boot failed. Does not wait: it is said
+    /// before the socket closes.
+    pub fn last_words(&mut self) -> Option<Failure> {
+        self.words.as_mut()?.last()
     }
 
     /// Sends a command and waits at most `deadline` for its answer (`None`: for ever, for `Wait`).

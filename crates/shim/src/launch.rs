@@ -2,25 +2,24 @@
 //!
 //! ```text
 //!  create ──► supervisor() ──► `bulkhead supervisor` (daemonised) ──► ready line ──► Client
+//!                                          └─ its boot failed: another line says why, before its socket closes
 //!  verb   ──► connect() ──► socket answers ──► Client
 //!                       └─► nobody there ──► lock free? ──► `bulkhead supervisor --recover` ──► Client
 //! ```
 //!
-//! Owns: the start protocol (one JSON line on the child's standard output). Never: the sandbox itself.
-//! Called by `cli`.
+//! Owns: how a supervisor is started. Never: the sandbox itself. Called by `cli`.
 
 use crate::client::Client;
 use crate::containerd::Settings;
 use crate::offline::lock;
+use crate::words::{Ready, Words};
 use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
 use bulkhead_sandbox::Layout;
 use nix::fcntl::OFlag;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -36,16 +35,6 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// Descriptor on which a supervisor inherits the lock of its state directory.
 pub const LOCK_FD: i32 = 3;
-
-/// What a starting supervisor says on its standard output, once.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ready {
-    /// The socket listens.
-    Listening,
-    /// It could not start.
-    Failed(Failure),
-}
 
 /// Makes the state directory of a new sandbox, starts its supervisor and connects. The boot goes on
 /// while the caller continues. On failure nothing is left.
@@ -69,24 +58,29 @@ pub fn shim(layout: &Layout, plan: &SandboxPlan, shim: &Settings) -> Result<Clie
 /// # Errors
 /// As [`supervisor`].
 pub fn awaiting(layout: &Layout, id: &SandboxId, shim: &Settings) -> Result<(), Failure> {
-    make(layout, id, None, Some(shim))
+    make(layout, id, None, Some(shim)).map(drop)
 }
 
 fn start(layout: &Layout, plan: &SandboxPlan, shim: Option<&Settings>) -> Result<Client, Failure> {
     bulkhead_sandbox::host::check_network(plan)?;
     let paths = layout.sandbox(&plan.id);
-    make(layout, &plan.id, Some(plan), shim)?;
-    Client::connect(&paths.control_socket())
-        .map_err(|e| io_failure("connecting to", &paths.control_socket(), &e))
+    let mut words = make(layout, &plan.id, Some(plan), shim)?;
+    match Client::connect(&paths.control_socket()) {
+        Ok(client) => Ok(client.hearing(words)),
+        // It may have come and gone meanwhile.
+        Err(e) => Err(words
+            .last()
+            .unwrap_or_else(|| io_failure("connecting to", &paths.control_socket(), &e))),
+    }
 }
 
-/// Makes the state directory of a sandbox and starts its supervisor.
+/// Makes the state directory of a sandbox and starts its supervisor; returns what that says on.
 fn make(
     layout: &Layout,
     id: &SandboxId,
     plan: Option<&SandboxPlan>,
     shim: Option<&Settings>,
-) -> Result<(), Failure> {
+) -> Result<Words, Failure> {
     let paths = layout.sandbox(id);
     make_dir(&layout.sandboxes(), true)?;
     match std::fs::DirBuilder::new().mode(0o700).create(&paths.dir) {
@@ -137,7 +131,7 @@ pub fn connect(layout: &Layout, id: &SandboxId) -> Result<Client, Failure> {
     let end = Instant::now() + START_DEADLINE;
     loop {
         match lock(&paths) {
-            Ok(held) => spawn(layout, id, &held, true)?,
+            Ok(held) => drop(spawn(layout, id, &held, true)?),
             // Somebody else is starting or replacing it.
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(RETRY),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -164,8 +158,8 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Fail
     std::fs::write(path, json).map_err(|e| io_failure("writing", path, &e))
 }
 
-/// Starts a supervisor, which inherits the lock.
-fn spawn(layout: &Layout, id: &SandboxId, held: &File, recover: bool) -> Result<(), Failure> {
+/// Starts a supervisor, which inherits the lock; returns what it says on.
+fn spawn(layout: &Layout, id: &SandboxId, held: &File, recover: bool) -> Result<Words, Failure> {
     let this = Path::new("/proc/self/exe");
     let fail = |e: &dyn std::error::Error| {
         Failure::new(
@@ -198,45 +192,14 @@ fn spawn(layout: &Layout, id: &SandboxId, held: &File, recover: bool) -> Result<
     // The child is not waited for: it outlives this process, or ends with its sandbox and is reaped by
     // whoever inherits it.
     spawn.spawn().map_err(|e| fail(&e))?;
-    let line = read_line(File::from(read), START_DEADLINE)?;
-    match serde_json::from_slice(&line) {
-        Ok(Ready::Listening) => Ok(()),
-        Ok(Ready::Failed(failure)) => Err(failure),
-        Err(_) => Err(Failure::new(
+    let mut words = Words::from(read);
+    match words.next(START_DEADLINE)? {
+        Some(Ready::Listening) => Ok(words),
+        Some(Ready::Failed(failure)) => Err(failure),
+        None => Err(Failure::new(
             FailureKind::Unavailable,
             format!("the supervisor of {id} ended before its socket was there"),
         )),
-    }
-}
-
-/// Reads until end of file or newline, at most until `deadline` from now.
-fn read_line(mut from: File, deadline: Duration) -> Result<Vec<u8>, Failure> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let end = Instant::now() + deadline;
-    let mut line = Vec::new();
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) => {
-                return Err(Failure::new(
-                    FailureKind::DeadlineExceeded,
-                    format!("the supervisor did not listen within {} s", deadline.as_secs()),
-                ));
-            }
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(e) => return Err(io_failure("waiting for", Path::new("the supervisor"), &e.into())),
-        }
-        let mut chunk = [0; 4096];
-        let count = from
-            .read(&mut chunk)
-            .map_err(|e| io_failure("reading from", Path::new("the supervisor"), &e))?;
-        line.extend_from_slice(&chunk[..count]);
-        if count == 0 || line.ends_with(b"\n") {
-            return Ok(line);
-        }
     }
 }
 

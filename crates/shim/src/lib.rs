@@ -15,6 +15,7 @@ pub mod server;
 pub mod stub;
 pub mod supervisor;
 pub mod template_maker;
+mod words;
 
 pub use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths};
 pub use client::{Client, Message};

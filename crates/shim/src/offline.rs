@@ -57,6 +57,7 @@ pub fn collect(layout: &Layout) -> Result<Vec<Collected>, Failure> {
         }
         collected.extend(remove(layout, id));
     }
+    forget_strays(layout);
     Ok(collected)
 }
 
@@ -120,6 +121,24 @@ fn abandoned(paths: &SandboxPaths) -> bool {
         .ok()
         .and_then(|modified| modified.elapsed().ok())
         .is_some_and(|age| age > ABANDONED)
+}
+
+/// Takes those out of the map whose sandbox is gone: of a verb that was killed before it had asked for its container.
+fn forget_strays(layout: &Layout) {
+    let map = ContainerMap::new(layout.containers());
+    for container in map.containers().unwrap_or_default() {
+        let Ok(Some(sandbox)) = map.sandbox_of(&container) else {
+            continue;
+        };
+        let dir = layout.sandbox(&sandbox).dir;
+        if dir.exists() || map.remove(&container).is_err() {
+            continue;
+        }
+        // A create makes the sandbox before the entry: if there is one by now, the entry was of the new.
+        if dir.exists() {
+            let _ = map.add(&container, &sandbox);
+        }
+    }
 }
 
 /// Takes the containers of a sandbox out of the map.

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!  minder ─ fork ─► (replaced when it is killed)
-//!  lock state dir ─► own mount namespace ─► log ─► socket ─► "listening" ─► engine ─► gone
+//!  lock state dir ─► own mount namespace ─► log ─► socket ─► "listening" ─► engine ─► gone (why, if the boot failed)
 //!                                                    └─ containerd's: its services too, nobody minds it
 //! ```
 //!
 //! Owns: the process-wide set-up. Never: what a sandbox does. Called by `main` for the hidden verb.
 
 use crate::containerd::{Server, Settings};
-use crate::launch::{LOCK_FD, Ready, write_json};
+use crate::launch::{LOCK_FD, write_json};
+use crate::words::{Ready, Voice};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
 use bulkhead_model::timeline::Lane;
@@ -18,8 +19,7 @@ use bulkhead_sandbox::host::RealHost;
 use bulkhead_sandbox::{Beginning, Engine, Handle, Journal, Layout, Platform, Resource, SandboxPaths, World};
 use bulkhead_vmm::qemu::Qemu;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,7 +44,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         let paths = Layout::new(&arguments.root).sandbox(&arguments.sandbox);
         if paths.shim().exists() {
             // containerd is told of a dead shim and cleans up; nobody takes over.
-            return run(&arguments).map(|()| ExitCode::SUCCESS);
+            return Ok(work(&arguments));
         }
         let minded = mind(MOST_REPLACEMENTS).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("forking the supervisor: {error}"))
@@ -53,7 +53,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             // A worker that was killed is replaced by one that takes over.
             Minded::Worker(Run(run_number)) => {
                 arguments.recover |= run_number > 0;
-                run(&arguments).map(|()| ExitCode::SUCCESS)
+                Ok(work(&arguments))
             }
             Minded::Over { status } => Ok(ExitCode::from(status)),
         }
@@ -61,7 +61,18 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure) => {
-            say(&Ready::Failed(failure));
+            Voice::take().say(&Ready::Failed(failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> ExitCode {
+    let mut voice = Voice::take();
+    match run(arguments, &mut voice) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            voice.say(&Ready::Failed(failure));
             ExitCode::FAILURE
         }
     }
@@ -89,20 +100,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Failure
     })
 }
 
-/// The start protocol's only line; standard output is of no use afterwards.
-fn say(ready: &Ready) {
-    if let Ok(mut line) = serde_json::to_vec(ready) {
-        line.push(b'\n');
-        // A launcher that is gone will not read it.
-        let _ = io::stdout().write_all(&line);
-        let _ = io::stdout().flush();
-    }
-    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
-        let _ = nix::unistd::dup2_stdout(&null);
-    }
-}
-
-fn run(arguments: &Arguments) -> Result<(), Failure> {
+fn run(arguments: &Arguments, voice: &mut Voice) -> Result<(), Failure> {
     let layout = Layout::new(&arguments.root);
     let paths = layout.sandbox(&arguments.sandbox);
     let fail = |step: &str, error: io::Error| {
@@ -136,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         .max_blocking_threads(16)
         .build()
         .map_err(|e| fail("starting its runtime", e))?;
-    let failures = runtime.block_on(supervise(arguments, plan, paths, shim, outside))?;
+    let failures = runtime.block_on(supervise(arguments, voice, plan, paths, shim, outside))?;
     for failure in &failures {
         tracing::error!(failure, "left behind");
     }
@@ -157,6 +155,7 @@ fn this_process() -> io::Result<HostProcess> {
 
 async fn supervise(
     arguments: &Arguments,
+    voice: &mut Voice,
     plan: Option<SandboxPlan>,
     paths: SandboxPaths,
     shim: Option<Settings>,
@@ -173,11 +172,13 @@ async fn supervise(
     let host = RealHost::new(verdict.accelerator, accelerator::cache()).from_outside(outside);
     let platform: Arc<dyn Platform> = Arc::new(host);
     let mut journal = Journal::open(&paths.journal()).map_err(|e| fail("opening its journal", e))?;
-    if !arguments.recover {
+    let sockets = Resource::Directory {
+        path: paths.sockets.clone(),
+    };
+    // One that takes over may take over from a supervisor that was killed before it had written this down.
+    if !journal.held().iter().any(|(_, held)| *held == sockets) {
         journal
-            .intend(Resource::Directory {
-                path: paths.sockets.clone(),
-            })
+            .intend(sockets)
             .map_err(|e| fail("writing its journal", e))?;
     }
     platform
@@ -194,7 +195,7 @@ async fn supervise(
     let plan = match (plan, &mut services) {
         (Some(plan), _) => plan,
         (None, Some(waiting)) => {
-            say(&Ready::Listening);
+            voice.say(&Ready::Listening);
             match waiting.ordered().await {
                 Some(plan) => {
                     write_json(&paths.plan(), &plan)?;
@@ -245,9 +246,13 @@ async fn supervise(
         services.open(handle.clone(), stub_paths, shim_plan);
     }
     let gone = CancellationToken::new();
+    let asked = handle.clone();
     let serving = tokio::spawn(server::serve(listener, stubs, handle, gone.clone()));
-    say(&Ready::Listening);
+    voice.say(&Ready::Listening);
     let failures = engine.run(beginning).await;
+    if let Some(failure) = asked.failure() {
+        voice.say(&Ready::Failed(failure));
+    }
     gone.cancel();
     if let Err(error) = serving.await {
         tracing::error!(%error, "the server task");

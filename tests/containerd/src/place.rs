@@ -6,10 +6,7 @@ use bulkhead_model::SandboxId;
 use bulkhead_sandbox::Layout;
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A containerd runtime: conformance tests prove themselves on runc's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +51,7 @@ impl Place {
     /// A new one, with the shim's link in `bin`.
     #[must_use]
     pub fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let token = format!("bhctr{}x{number}z", std::process::id());
+        let token = bulkhead_e2e::token("bhctr");
         let dir = std::env::temp_dir().join(&token);
         std::fs::create_dir_all(dir.join("bin")).unwrap();
         let program = bulkhead_e2e::Runtime::Bulkhead.program();

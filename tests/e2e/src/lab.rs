@@ -11,9 +11,6 @@ use bulkhead_sandbox::Layout;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A test's surroundings. When it goes, everything the test started must be gone; a failed test is cleaned up after.
 #[derive(Debug)]
@@ -38,11 +35,7 @@ impl Lab {
     /// A lab for `runtime`.
     #[must_use]
     pub fn with(runtime: Runtime) -> Self {
-        let token = format!(
-            "bhe2e{}x{}z",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let token = crate::token("bhe2e");
         let dir = std::env::temp_dir().join(&token);
         std::fs::create_dir_all(&dir).unwrap();
         Self {

@@ -16,6 +16,7 @@ mod call;
 mod lab;
 mod net;
 mod runtime;
+mod token;
 mod wait;
 
 pub use audit::Audit;
@@ -24,6 +25,7 @@ pub use call::{Call, Outcome, Running};
 pub use lab::Lab;
 pub use net::Net;
 pub use runtime::Runtime;
+pub use token::token;
 pub use wait::{Lines, until};
 
 use std::time::Duration;

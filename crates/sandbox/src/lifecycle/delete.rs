@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    fn forget_mapping(&self, id: &ContainerId) {
+    pub(crate) fn forget_mapping(&self, id: &ContainerId) {
         if let Err(error) = ContainerMap::new(&self.paths.containers).remove(id) {
             tracing::warn!(%error, container = %id, "removing its entry from the container map");
         }

@@ -1,6 +1,7 @@
 //! `kill -9` of each process of a sandbox: every verb answers, `delete` and `gc` leave nothing.
 
-use bulkhead_e2e::{Lab, VERB, until};
+use bulkhead_e2e::{Bundle, Lab, Running, VERB, until};
+use bulkhead_model::SandboxId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -215,9 +216,36 @@ fn gc_removes_what_a_dead_supervisor_left() {
     let _ = lab.call(&["gc"]).run().ok();
     let _ = lab.quick(&["state", &id]).fails(&[&id]);
     assert_eq!(lab.status(&kept), "running");
+    killed_before_its_first_word(&lab, &kept);
     lab.delete(&kept);
     lab.assert_clean();
     let _ = lab.call(&["gc"]).run().ok();
+}
+
+/// A supervisor that was killed when it had a plan and a lock, and had not written anything down yet: the one that takes
+/// over makes what it needs itself, and that goes too.
+fn killed_before_its_first_word(lab: &Lab, other: &str) {
+    let id = lab.id();
+    let layout = bulkhead_sandbox::Layout::new(lab.root());
+    let paths = |id: &str| layout.sandbox(&SandboxId::new(id.to_owned()).unwrap());
+    let (theirs, ours) = (paths(other), paths(&id));
+    std::fs::create_dir(&ours.dir).unwrap();
+    let plan = std::fs::read_to_string(theirs.plan()).unwrap();
+    std::fs::write(ours.plan(), plan.replace(other, &id)).unwrap();
+    std::fs::write(ours.lock(), "").unwrap();
+    let map = bulkhead_sandbox::ContainerMap::new(layout.containers());
+    let container = bulkhead_model::ContainerId::new(id.clone()).unwrap();
+    let sandbox = SandboxId::new(id.clone()).unwrap();
+    map.add(&container, &sandbox).unwrap();
+    let _ = lab.quick(&["kill", &id, "KILL"]).fails(&[&id]);
+    until("the supervisor that took over has ended", VERB, || {
+        lab.marked(&id, "supervisor").is_empty()
+    });
+    assert!(!ours.dir.exists() && !ours.sockets.exists(), "{ours:?}");
+    // The word of a verb that was killed when it had written down where its container was to be.
+    map.add(&container, &sandbox).unwrap();
+    let _ = lab.call(&["gc"]).run().ok();
+    assert_eq!(map.sandbox_of(&container).unwrap(), None);
 }
 
 /// The process of this role as soon as the sandbox has one.
@@ -269,4 +297,71 @@ fn daemon_dies_at_boot() {
 #[ignore = "needs a VM"]
 fn supervisor_dies_at_boot() {
     dies_at_boot("supervisor");
+}
+
+/// A create whose verb waits in a hook, with its stub attached, while the VM boots.
+fn waiting_in_a_hook(lab: &Lab, id: &str, hook: &str) -> (Bundle, Running) {
+    let script = json!([{"path": "/bin/sh", "args": ["sh", "-c", hook]}]);
+    let bundle = lab
+        .bundle()
+        .script("exec sleep 600")
+        .with(|config| config["hooks"] = json!({ "createRuntime": script }));
+    let config = lab.cold_config();
+    let creating = lab
+        .call_with(
+            &["--config", config.to_str().unwrap()],
+            &["create", "--bundle", bundle.arg(), id],
+        )
+        .start();
+    (bundle, creating)
+}
+
+/// The boot fails before the verb asks for its container: it says why all the same.
+#[test]
+#[ignore = "needs a VM"]
+fn a_boot_that_failed_before_it_was_asked() {
+    let lab = Lab::new();
+    let id = lab.id();
+    let state = lab.root().join("sandboxes").join(&id);
+    let hook = format!("while [ -e {} ]; do sleep 0.1; done", state.display());
+    let (_bundle, creating) = waiting_in_a_hook(&lab, &id, &hook);
+    sigkill(early(&lab, &id, "vmm"));
+    let _ = creating.wait().fails(&[&id, "the VMM ended"]);
+    lab.assert_clean();
+}
+
+/// The verb is killed when its stub is attached, then the boot fails: nobody is left to end the stub but the supervisor.
+#[test]
+#[ignore = "needs a VM"]
+fn a_stub_goes_with_a_boot_that_failed() {
+    let lab = Lab::new();
+    let id = lab.id();
+    let (_bundle, creating) = waiting_in_a_hook(&lab, &id, "exec sleep 600");
+    let mut hooks = Vec::new();
+    until("the hook runs", VERB, || {
+        hooks = children(creating.pid(), "sleep");
+        !hooks.is_empty()
+    });
+    let vmm = early(&lab, &id, "vmm");
+    creating.signal(Signal::SIGKILL);
+    let _ = creating.wait();
+    hooks.into_iter().for_each(sigkill);
+    assert_eq!(lab.marked(&id, "stub").len(), 1);
+    sigkill(vmm);
+    until("the supervisor has ended", VERB, || {
+        lab.marked(&id, "supervisor").is_empty()
+    });
+    assert_eq!(lab.marked(&id, "stub"), Vec::<i32>::new());
+    lab.assert_clean();
+}
+
+/// The children of a process that run a program of this name.
+fn children(pid: i32, name: &str) -> Vec<i32> {
+    let all = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    all.split_whitespace()
+        .filter(|child| {
+            std::fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .filter_map(|child| child.parse().ok())
+        .collect()
 }
