@@ -7,7 +7,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use tracing::Subscriber;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Largest size of one log file in bytes; there are at most two.
 pub const MAX_LOG_BYTES: u64 = 2 << 20;
@@ -91,33 +96,54 @@ impl Write for Lines {
     }
 }
 
+/// How much is written: may change while the log is open, as for a sandbox whose plan comes later.
+pub struct Detail(Box<dyn Fn(bool, bool) + Send + Sync>);
+
+impl Detail {
+    /// From here on with what is traced at debug level, and with the ends of spans.
+    pub fn set(&self, debug: bool, spans: bool) {
+        (self.0)(debug, spans);
+    }
+}
+
 /// Sends everything traced from here on to `path`, and to the FIFO `log` of the bundle, if there is one; with `spans`
 /// also the end of each span, with its fields, its failure and how long it took. Called once per process.
 ///
 /// # Errors
 /// When the file cannot be opened or tracing is set up already.
-pub fn start(path: &Path, bundle: Option<&Path>, debug: bool, spans: bool) -> io::Result<()> {
-    let file = Mutex::new(Lines {
+pub fn start(path: &Path, bundle: Option<&Path>, debug: bool, spans: bool) -> io::Result<Detail> {
+    let (subscriber, detail) = subscriber(Lines {
         file: LogFile::open(path)?,
         client: bundle.and_then(|bundle| client_log(&bundle.join("log"))),
     });
-    let level = if debug {
-        tracing::Level::DEBUG
-    } else {
-        tracing::Level::INFO
-    };
-    let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
-    tracing_subscriber::fmt()
+    detail.set(debug, spans);
+    subscriber.try_init().map_err(io::Error::other)?;
+    Ok(detail)
+}
+
+fn subscriber(lines: Lines) -> (impl Subscriber + Send + Sync, Detail) {
+    let (level, levels) = reload::Layer::new(LevelFilter::INFO);
+    let format = tracing_subscriber::fmt::layer()
         .json()
-        .with_span_events(ends)
         .flatten_event(true)
-        .with_max_level(level)
         .with_target(false)
         .with_current_span(true)
         .with_span_list(false)
-        .with_writer(file)
-        .try_init()
-        .map_err(io::Error::other)
+        .with_writer(Mutex::new(lines));
+    let (format, formats) = reload::Layer::new(format);
+    let set = move |debug, spans| {
+        let level = if debug {
+            LevelFilter::DEBUG
+        } else {
+            LevelFilter::INFO
+        };
+        let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
+        // They fail when the subscriber is gone, and then there is nothing to be written.
+        let _ = levels.reload(level);
+        let _ = formats.modify(|format| format.set_span_events(ends));
+    };
+    let subscriber = tracing_subscriber::registry().with(level).with(format);
+    (subscriber, Detail(Box::new(set)))
 }
 
 #[cfg(test)]
@@ -142,5 +168,35 @@ mod tests {
         assert!(total <= 2 * MAX_LOG_BYTES, "{total}");
         assert!(std::fs::read(&path).unwrap().ends_with(b"last\n"));
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn more_is_written_once_it_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (subscriber, detail) = subscriber(Lines {
+            file: LogFile::open(&path).unwrap(),
+            client: None,
+        });
+        tracing::subscriber::with_default(subscriber, || {
+            let say = |word| {
+                let _span = tracing::info_span!("step", word).entered();
+                tracing::debug!(word, "a detail");
+            };
+            say("first");
+            detail.set(true, true);
+            say("second");
+            detail.set(false, false);
+            say("third");
+        });
+        let log = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(log.lines().count(), 2, "{log}");
+        assert_eq!(
+            log.matches("\"message\":\"a detail\",\"word\":\"second\"")
+                .count(),
+            1,
+            "{log}"
+        );
+        assert_eq!(log.matches("\"message\":\"close\"").count(), 1, "{log}");
     }
 }

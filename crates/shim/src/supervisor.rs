@@ -10,6 +10,7 @@
 
 use crate::containerd::{Server, Settings};
 use crate::launch::{LOCK_FD, write_json};
+use crate::logfile::Detail;
 use crate::words::{Ready, Voice};
 use crate::{accelerator, logfile, server};
 use bulkhead_host::process::{Minded, Run, mind};
@@ -121,10 +122,8 @@ fn run(arguments: &Arguments, voice: &mut Voice) -> Result<(), Failure> {
     let outside =
         bulkhead_sandbox::host::own_mounts(&paths).map_err(|e| fail("making its mount namespace", e))?;
     let bundle = shim.as_ref().map(|shim| shim.bundle.as_path());
-    let wants = |of: fn(&SandboxPlan) -> bool| plan.as_ref().is_some_and(of);
-    let debug = wants(|plan| plan.vm.debug || plan.debug || plan.agent.debug);
-    let trace = wants(|plan| plan.trace || plan.agent.tracing);
-    logfile::start(&paths.log(), bundle, debug, trace).map_err(|e| fail("opening its log", e))?;
+    let (debug, spans) = plan.as_ref().map_or((false, false), detail);
+    let log = logfile::start(&paths.log(), bundle, debug, spans).map_err(|e| fail("opening its log", e))?;
     // For its children too, the VMM and the daemon.
     if let Err(error) = bulkhead_host::memory::prefer_small_pages() {
         tracing::warn!(%error, "huge pages stay");
@@ -134,7 +133,7 @@ fn run(arguments: &Arguments, voice: &mut Voice) -> Result<(), Failure> {
         .max_blocking_threads(16)
         .build()
         .map_err(|e| fail("starting its runtime", e))?;
-    let failures = runtime.block_on(supervise(arguments, voice, plan, paths, shim, outside))?;
+    let failures = runtime.block_on(supervise(arguments, voice, &log, plan, paths, shim, outside))?;
     for failure in &failures {
         tracing::error!(failure, "left behind");
     }
@@ -143,6 +142,14 @@ fn run(arguments: &Arguments, voice: &mut Voice) -> Result<(), Failure> {
 
 fn read_plan(paths: &SandboxPaths) -> io::Result<SandboxPlan> {
     Ok(serde_json::from_slice(&std::fs::read(paths.plan())?)?)
+}
+
+/// Whether its log has what is traced at debug level, and the ends of spans.
+fn detail(plan: &SandboxPlan) -> (bool, bool) {
+    (
+        plan.vm.debug || plan.debug || plan.agent.debug,
+        plan.trace || plan.agent.tracing,
+    )
 }
 
 fn this_process() -> io::Result<HostProcess> {
@@ -156,6 +163,7 @@ fn this_process() -> io::Result<HostProcess> {
 async fn supervise(
     arguments: &Arguments,
     voice: &mut Voice,
+    log: &Detail,
     plan: Option<SandboxPlan>,
     paths: SandboxPaths,
     shim: Option<Settings>,
@@ -198,6 +206,8 @@ async fn supervise(
             voice.say(&Ready::Listening);
             match waiting.ordered().await {
                 Some(plan) => {
+                    let (debug, spans) = detail(&plan);
+                    log.set(debug, spans);
                     write_json(&paths.plan(), &plan)?;
                     plan
                 }

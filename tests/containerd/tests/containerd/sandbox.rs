@@ -26,7 +26,7 @@ macro_rules! of {
     };
 }
 
-/// A pod in protobuf's encoding, with a host name and an annotation.
+/// A pod in protobuf's encoding, with a host name and two annotations.
 fn pod_config() -> Any {
     let write = |fill: &dyn Fn(&mut CodedOutputStream<'_>)| {
         let mut bytes = Vec::new();
@@ -36,15 +36,20 @@ fn pod_config() -> Any {
         drop(out);
         bytes
     };
-    let annotation = write(&|out| {
-        out.write_string(1, "org.example.pod").unwrap();
-        out.write_string(2, "seen").unwrap();
-    });
+    let annotation = |key: &str, value: &str| {
+        write(&|out| {
+            out.write_string(1, key).unwrap();
+            out.write_string(2, value).unwrap();
+        })
+    };
+    let any = annotation("org.example.pod", "seen");
+    let debug = annotation("io.katacontainers.config.hypervisor.enable_debug", "true");
     Any {
         type_url: "runtime.v1.PodSandboxConfig".to_owned(),
         value: write(&|out| {
             out.write_string(2, "ordered").unwrap();
-            out.write_bytes(7, &annotation).unwrap();
+            out.write_bytes(7, &any).unwrap();
+            out.write_bytes(7, &debug).unwrap();
         }),
         ..Any::default()
     }
@@ -107,6 +112,9 @@ fn ordered_without_a_bundles_specification() {
     let text = std::fs::read_to_string(&output).unwrap();
     assert!(text.starts_with("ordered\n"), "{text}");
     assert_eq!(place.marked(place.token(), &id, "vmm").len(), 1);
+    // The log was there before the annotation that asks for more of it.
+    let log = bundle.logged();
+    assert!(log.contains(r#""level":"DEBUG""#), "{log}");
 
     let _: StopSandboxResponse = ask(&shim, "StopSandbox", &of!(StopSandboxRequest, id)).unwrap();
     let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
