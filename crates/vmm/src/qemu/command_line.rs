@@ -4,57 +4,24 @@
 //! sandbox (sockets are inherited descriptors, devices come by QMP later), so equal plans give equal lines
 //! and a saved machine fits them all. The exception is virtio-9p, which QEMU cannot plug: its line names the shared
 //! directory, and no saved machine has one. Called by `launch`. Source: qemu-system-x86_64(1), 7.2.
-//!
-//! ```text
-//!  pcie.0:  01 rng, balloon   02 serial (control, data)   03 virtio-mem   04 … root ports rp0, rp1, …   1e 9p   1f chipset
-//! ```
 
-use super::kernel_line::{self, kernel_line};
+use super::bus::{FIRST_ROOT_PORT, SHARE_SLOT, root_port};
+use super::kernel_line::kernel_line;
+use super::limits::check;
+use super::line::{Line, escaped, pairs, virtio};
+use super::memory::{VIRTIO_MEM, backend, growth_mib, memory, reclaims};
+use super::start::{CONSOLE_FD, CONTROL_FD, DATA_FD, QMP_FD, Start};
 use crate::VmmError;
 use bulkhead_model::VmPlan;
 use bulkhead_model::vm::{Accelerator, KeyValue, SharedFs};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-
-/// Descriptor numbers the VMM finds its listening sockets at.
-pub(super) const QMP_FD: i32 = 3;
-pub(super) const CONTROL_FD: i32 = 4;
-pub(super) const DATA_FD: i32 = 5;
-pub(super) const CONSOLE_FD: i32 = 6;
-/// And the file that is its memory, if it is to have one.
-pub(super) const MEMORY_FD: i32 = 7;
 
 /// Kernel and libc copy and clear memory with `rep movsb` and `rep stosb` on a CPU that says these are fast. A translated one
 /// goes byte by byte then, where it would go by words.
 const TRANSLATED_CPU: &str = "max,erms=off,fsrm=off";
-/// Device number of the first root port on `pcie.0`.
-pub(super) const FIRST_ROOT_PORT: u32 = 4;
-/// Device number of the shared directory when QEMU itself serves it.
-const SHARE_SLOT: u32 = 0x1e;
-/// Root ports that fit before that.
-pub(super) const MAX_ROOT_PORTS: u32 = SHARE_SLOT - FIRST_ROOT_PORT;
-/// QOM id of the memory device when the plan asks for virtio-mem.
-pub(super) const VIRTIO_MEM: &str = "vmem0";
 /// Thread that serves disks when the plan asks for one.
 pub(super) const IOTHREAD: &str = "io0";
-/// Memory is added in blocks of this many MiB: the guest kernel's memory block size on x86-64.
-pub(super) const MEMORY_BLOCK_MIB: u32 = 128;
-
-/// Name of root port `slot`.
-pub(super) fn root_port(slot: u32) -> String {
-    format!("rp{slot}")
-}
-
-/// How a machine starts, as far as its arguments tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    /// The kernel boots, in memory of the VMM's own.
-    Boot,
-    /// The kernel boots in the memory file, to be saved.
-    BootInto,
-    /// A saved machine goes on: the memory file is mapped shared, or copy-on-write.
-    Saved { shared: bool },
-}
 
 /// All arguments after the program.
 pub(super) fn command_line(
@@ -159,59 +126,6 @@ fn machine_line(plan: &VmPlan, accelerator: Accelerator, start: Start) -> Line {
     line
 }
 
-fn check(plan: &VmPlan, accelerator: Accelerator) -> Result<(), VmmError> {
-    let unsupported = |option, value: String, expected| {
-        Err(VmmError::Unsupported {
-            option,
-            value,
-            expected,
-        })
-    };
-    if plan.machine_type != "q35" && !plan.machine_type.starts_with("pc-q35-") {
-        return unsupported(
-            "machine_type",
-            plan.machine_type.clone(),
-            "q35 or pc-q35-<version>",
-        );
-    }
-    if plan.machine_type.contains(',') {
-        return unsupported(
-            "machine_type",
-            plan.machine_type.clone(),
-            "a name without a comma",
-        );
-    }
-    if plan.root_ports > MAX_ROOT_PORTS {
-        return unsupported("pcie_root_port", plan.root_ports.to_string(), "at most 26");
-    }
-    if plan.vcpus == 0 || plan.max_vcpus < plan.vcpus {
-        return unsupported(
-            "vcpus",
-            plan.vcpus.to_string(),
-            "1 to the maximum number of vCPUs",
-        );
-    }
-    if plan.memory_mib == 0 {
-        return unsupported("memory", "0".into(), "at least 1 MiB");
-    }
-    let boot_line = kernel_line(plan, accelerator, Some(u32::MAX));
-    if boot_line.len() > kernel_line::MAX_BYTES {
-        return unsupported(
-            "kernel_params",
-            format!("{} bytes with the parameters every guest gets", boot_line.len()),
-            "a kernel command line of at most 2047 bytes",
-        );
-    }
-    if boot_line.bytes().any(|b| b == 0 || b == b'\n') {
-        return unsupported(
-            "kernel_params",
-            format!("{boot_line:?}"),
-            "no zero byte and no line end",
-        );
-    }
-    Ok(())
-}
-
 fn machine(plan: &VmPlan, accelerator: Accelerator) -> String {
     // Everything off is a device no guest of ours drives; probing for it would cost boot time.
     let mut machine = format!(
@@ -229,91 +143,6 @@ fn cpu(model: &str, features: &[KeyValue]) -> String {
     let mut cpu = model.to_owned();
     pairs(&mut cpu, features);
     cpu
-}
-
-/// Appends `,key[=value]…`; a comma inside a value is doubled, as QEMU wants it.
-fn pairs(text: &mut String, pairs: &[KeyValue]) {
-    for pair in pairs {
-        text.push(',');
-        text.push_str(&pair.key.replace(',', ",,"));
-        if let Some(value) = &pair.value {
-            text.push('=');
-            text.push_str(&value.replace(',', ",,"));
-        }
-    }
-}
-
-fn memory(line: &mut Line, plan: &VmPlan, start: Start) {
-    let mut size = format!("size={}M", plan.memory_mib);
-    // Room for growth exists only with slots for DIMMs or a device that grows.
-    let growth = growth_mib(plan);
-    if growth > 0 {
-        let slots = if plan.virtio_mem { 0 } else { plan.memory_slots };
-        size.push_str(&format!(",slots={slots},maxmem={}M", plan.memory_mib + growth));
-    }
-    line.option("-m", size);
-    let backend = match start {
-        Start::Boot => backend(plan, "mem0", plan.memory_mib, plan.memory_prealloc),
-        Start::BootInto | Start::Saved { .. } => {
-            let share = if start == (Start::Saved { shared: false }) {
-                "off"
-            } else {
-                "on"
-            };
-            let mib = plan.memory_mib;
-            // Opened once more through /proc: it may be a file without a name.
-            format!(
-                "memory-backend-file,id=mem0,size={mib}M,share={share},mem-path=/proc/self/fd/{MEMORY_FD}"
-            )
-            .into()
-        }
-    };
-    line.option("-object", backend);
-    if plan.mlock {
-        line.option("-overcommit", "mem-lock=on");
-    }
-}
-
-/// Whether QEMU punches holes into the memory where the guest reports free pages.
-///
-/// Not into memory that is to stay: locked, touched beforehand, or huge pages, which a pool might not give again. And
-/// never without shared files: such a machine may go on from a saved one by mapping its file copy-on-write, and QEMU
-/// (7.2, `ram_block_discard_range`) punches the file, which is every other machine's too.
-fn reclaims(plan: &VmPlan) -> bool {
-    plan.reclaim_freed_memory
-        && !plan.mlock
-        && !plan.memory_prealloc
-        && !plan.hugepages
-        && plan.shared_fs != SharedFs::None
-}
-
-/// MiB by which the VM can grow: whole blocks between its boot size and its maximum.
-pub(super) fn growth_mib(plan: &VmPlan) -> u32 {
-    let room = plan.max_memory_mib.saturating_sub(plan.memory_mib);
-    let room = room - room % MEMORY_BLOCK_MIB;
-    if plan.virtio_mem || plan.memory_slots > 0 {
-        room
-    } else {
-        0
-    }
-}
-
-/// Arguments of a memory backend; `share=on` because vhost-user daemons map guest memory.
-fn backend(plan: &VmPlan, id: &str, mib: u32, prealloc: bool) -> OsString {
-    let mut text = OsString::new();
-    match &plan.memory_backend {
-        Some(directory) => {
-            text.push("memory-backend-file,mem-path=");
-            text.push(escaped(directory));
-        }
-        None if plan.hugepages => text.push("memory-backend-memfd,hugetlb=on"),
-        None => text.push("memory-backend-memfd"),
-    }
-    text.push(format!(",id={id},size={mib}M,share=on"));
-    if prealloc {
-        text.push(",prealloc=on");
-    }
-    text
 }
 
 fn channels(line: &mut Line, plan: &VmPlan) {
@@ -398,52 +227,11 @@ fn shared_directory(line: &mut Line, plan: &VmPlan, directory: &Path, tag: &str)
         .option("-device", virtio(plan, &device));
 }
 
-/// A virtio device, modern only: the old interface would cost I/O space and its probing.
-fn virtio(plan: &VmPlan, device: &str) -> String {
-    let iommu = if plan.iommu_platform {
-        ",iommu_platform=on"
-    } else {
-        ""
-    };
-    format!("{device},disable-legacy=on{iommu}")
-}
-
-/// A path inside an option list: commas are doubled.
-fn escaped(path: &Path) -> OsString {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let mut bytes = Vec::with_capacity(path.as_os_str().len());
-    for &byte in path.as_os_str().as_bytes() {
-        bytes.push(byte);
-        if byte == b',' {
-            bytes.push(byte);
-        }
-    }
-    OsString::from_vec(bytes)
-}
-
-struct Line(Vec<OsString>);
-
-impl Line {
-    fn flag(&mut self, flag: &str) {
-        self.0.push(flag.into());
-    }
-
-    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
-        self.0.push(name.into());
-        self.0.push(value.as_ref().to_owned());
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::testing::plan;
+    use super::super::testing::{line, plan};
     use super::*;
-
-    fn line(plan: &VmPlan) -> String {
-        let line = command_line(plan, Accelerator::Tcg, None, Start::Boot, None).unwrap();
-        line.join(OsStr::new(" ")).into_string().unwrap()
-    }
+    use std::ffi::OsStr;
 
     fn refused(change: impl FnOnce(&mut VmPlan)) -> String {
         let mut plan = plan();
@@ -471,43 +259,6 @@ mod tests {
         );
         assert!(line.contains("pcie-root-port,id=rp2,bus=pcie.0,addr=6,chassis=3,slot=3"));
         assert!(!line.contains("id=rp3"));
-    }
-
-    #[test]
-    fn memory_backends() {
-        let mut plan = plan();
-        assert!(line(&plan).contains(
-            "-m size=256M,slots=4,maxmem=1024M -object memory-backend-memfd,id=mem0,size=256M,share=on "
-        ));
-        plan.hugepages = true;
-        plan.memory_prealloc = true;
-        plan.mlock = true;
-        let huge = line(&plan);
-        assert!(huge.contains("memory-backend-memfd,hugetlb=on,id=mem0,size=256M,share=on,prealloc=on"));
-        assert!(huge.contains("-overcommit mem-lock=on"));
-        plan.memory_backend = Some("/dev/shm/a,b".into());
-        assert!(line(&plan).contains("memory-backend-file,mem-path=/dev/shm/a,,b,id=mem0"));
-    }
-
-    #[test]
-    fn growth_is_whole_blocks_or_nothing() {
-        let mut plan = plan();
-        plan.max_memory_mib = 256 + 300;
-        assert!(line(&plan).contains("maxmem=512M"));
-        plan.max_memory_mib = 256 + 100;
-        assert!(line(&plan).contains("-m size=256M -object"));
-        plan.max_memory_mib = 0;
-        assert!(line(&plan).contains("-m size=256M -object"));
-        plan.max_memory_mib = 1024;
-        plan.memory_slots = 0;
-        assert!(line(&plan).contains("-m size=256M -object"));
-        plan.virtio_mem = true;
-        let grown = line(&plan);
-        assert!(grown.contains("-m size=256M,slots=0,maxmem=1024M"), "{grown}");
-        assert!(
-            grown.contains("id=memgrow,size=768M")
-                && grown.contains("virtio-mem-pci,id=vmem0,memdev=memgrow")
-        );
     }
 
     #[test]
@@ -547,40 +298,6 @@ mod tests {
             kvm.contains("-accel kvm -cpu host -smp cpus=2,maxcpus=8 "),
             "{kvm}"
         );
-    }
-
-    #[test]
-    fn freed_memory_goes_back_where_nobody_else_has_it_and_it_is_not_to_stay() {
-        let with = |change: fn(&mut VmPlan)| {
-            let mut plan = plan();
-            plan.reclaim_freed_memory = true;
-            plan.shared_fs = SharedFs::VirtioFs {
-                daemon: None,
-                cache: "auto".into(),
-                cache_size_mib: 0,
-            };
-            change(&mut plan);
-            line(&plan)
-        };
-        let balloon = "-device virtio-balloon-pci,id=balloon,free-page-reporting=on,bus=pcie.0,addr=01.1,";
-        let all = with(|_| {});
-        assert!(all.contains(balloon), "{all}");
-        assert!(all.contains("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01.0,multifunction=on,"));
-        let without: [fn(&mut VmPlan); 5] = [
-            |p| p.reclaim_freed_memory = false,
-            |p| p.mlock = true,
-            |p| p.memory_prealloc = true,
-            |p| p.hugepages = true,
-            // The one whose clones share the file of their memory.
-            |p| p.shared_fs = SharedFs::None,
-        ];
-        for change in without {
-            let line = with(change);
-            assert!(
-                !line.contains("balloon") && !line.contains("multifunction"),
-                "{line}"
-            );
-        }
     }
 
     /// O-12: served by QEMU itself, and confined all the same.

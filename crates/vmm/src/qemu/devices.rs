@@ -4,7 +4,8 @@
 //! is asked of QEMU. Never: I/O beyond one stat of a disk. Called by `hotplug`. Back ends are named after
 //! the root port (`back-rp3`), which is how a supervisor with no memory finds them.
 
-use super::command_line::{FIRST_ROOT_PORT, IOTHREAD, root_port};
+use super::bus::{FIRST_ROOT_PORT, root_port};
+use super::command_line::IOTHREAD;
 use super::slots::Kind;
 use crate::{DeviceRequest, VmmError};
 use bulkhead_model::VmPlan;

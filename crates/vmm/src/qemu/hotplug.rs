@@ -8,7 +8,7 @@
 //! Owns: the order of QMP commands for a device and what is undone when one fails. Never: retries. A call
 //! whose future is dropped halfway marks the table stale; the next call then asks QEMU what is there.
 
-use super::command_line::root_port;
+use super::bus::root_port;
 use super::devices::{self, Recipe, pci_path, removal};
 use super::instance::Instance;
 use super::slots::{Kind, Occupant, Refused, Slots, Stage};

@@ -9,10 +9,11 @@
 //! Owns: descriptors, environment and surroundings of the process. Never: a device. Every failure ends the
 //! process, also when the caller gives up in the middle.
 
-use super::command_line::{CONSOLE_FD, CONTROL_FD, DATA_FD, MEMORY_FD, QMP_FD, Start, command_line};
+use super::command_line::command_line;
 use super::instance::Instance;
 use super::process::{Starting, VmmProcess};
 use super::snapshot;
+use super::start::{CONSOLE_FD, CONTROL_FD, DATA_FD, MEMORY_FD, QMP_FD, Start};
 use super::stderr::StderrTail;
 use crate::qmp::QmpClient;
 use crate::{Launch, MemoryReuse, Origin, VmmError};

@@ -8,16 +8,21 @@
 //! Owns: everything QEMU. Never: decides which accelerator (see `probe`) or how long a guest may boot.
 //! Called by the engine through the traits of `machine`.
 
+mod bus;
 mod command_line;
 mod devices;
 mod hotplug;
 mod instance;
 mod kernel_line;
 mod launch;
+mod limits;
+mod line;
+mod memory;
 mod process;
 mod resize;
 mod slots;
 mod snapshot;
+mod start;
 mod stderr;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,9 +8,9 @@
 //! Owns: sizes as QEMU has them. Never: brings anything online in the guest (the agent does), removes a
 //! vCPU (offline in the guest and reused, contract C-24). QEMU is asked each time; nothing is remembered.
 
-use super::command_line::{MEMORY_BLOCK_MIB, VIRTIO_MEM, growth_mib};
 use super::hotplug::concerns;
 use super::instance::Instance;
+use super::memory::{MEMORY_BLOCK_MIB, VIRTIO_MEM, growth_mib};
 use crate::qmp::QmpEvent;
 use crate::{Resize, VmmError};
 use async_trait::async_trait;

@@ -1,12 +1,15 @@
-//! A plan and a scripted QEMU for unit tests.
+//! A plan, its command line and a scripted QEMU for unit tests.
 
+use super::command_line::command_line;
 use super::instance::Instance;
 use super::process::VmmProcess;
+use super::start::Start;
 use super::stderr::StderrTail;
 use crate::qmp::QmpClient;
 use bulkhead_model::vm::{Accelerator, BlockPlan, SharedFs};
 use bulkhead_model::{HostProcess, VmPlan};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -108,4 +111,10 @@ pub(crate) fn plan() -> VmPlan {
         vfio_on_root_bus: false,
         reclaim_freed_memory: false,
     }
+}
+
+/// What a translated machine of the plan boots with.
+pub(super) fn line(plan: &VmPlan) -> String {
+    let line = command_line(plan, Accelerator::Tcg, None, Start::Boot, None).unwrap();
+    line.join(OsStr::new(" ")).into_string().unwrap()
 }
