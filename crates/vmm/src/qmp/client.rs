@@ -5,77 +5,26 @@
 //!                                                  └────────► events (broadcast)
 //! ```
 //!
-//! Owns: ids, deadlines, descriptor passing, the count of answers. Never: retries. A caller that goes
+//! Owns: ids, deadlines, the count of answers. Never: retries. A caller that goes
 //! away in the middle of a command leaves the stream intact, because only the writer task writes.
 
-use super::message::{Message, QmpEvent, Refusal};
-use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg};
+use super::error::QmpError;
+use super::message::QmpEvent;
+use super::pending::{Entry, Pending};
+use super::reader::Reader;
+use super::writer::{Request, write_all};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Longest line taken from QEMU, in bytes; `query-qmp-schema`, the longest answer, has 170,000.
-const MAX_LINE_BYTES: usize = 4 << 20;
 /// Events kept for a slow listener; one that falls behind is told so by its receiver.
 const EVENT_BACKLOG: usize = 256;
-
-/// Why a command has no result.
-#[derive(Debug, thiserror::Error)]
-pub enum QmpError {
-    /// QEMU said no.
-    #[error("{command}: {}: {}", refusal.class, refusal.description)]
-    Refused {
-        /// The command.
-        command: &'static str,
-        /// Class and words.
-        refusal: Refusal,
-    },
-    /// No answer in time; whether the command was done is not known.
-    #[error("{command} was not answered within {} s", deadline.as_secs())]
-    Deadline {
-        /// The command.
-        command: &'static str,
-        /// The deadline.
-        deadline: Duration,
-    },
-    /// The connection ended, which it does when the VMM ends.
-    #[error("the machine-protocol connection ended during {command}")]
-    Closed {
-        /// The command.
-        command: &'static str,
-    },
-    /// The descriptor is not a usable socket.
-    #[error("the machine-protocol socket")]
-    Socket(#[source] io::Error),
-}
-
-type Answer = Result<Value, Refusal>;
-
-#[derive(Debug)]
-struct Request {
-    id: u64,
-    line: Vec<u8>,
-    fds: Vec<OwnedFd>,
-}
-
-/// Commands that wait for their answer, by id; `None` once the connection ended.
-#[derive(Debug)]
-struct Pending(Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>);
-
-impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A connection to QEMU's machine protocol.
 #[derive(Debug)]
@@ -208,140 +157,12 @@ impl Drop for QmpClient {
     }
 }
 
-struct Entry<'a> {
-    id: u64,
-    pending: &'a Pending,
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.pending.lock().as_mut() {
-            waiting.remove(&self.id);
-        }
-    }
-}
-
-struct Reader {
-    pending: Arc<Pending>,
-    answered: Arc<AtomicU64>,
-    events: broadcast::Sender<QmpEvent>,
-    greeted: Option<oneshot::Sender<()>>,
-}
-
-impl Reader {
-    async fn run(mut self, mut socket: OwnedReadHalf) {
-        let mut buffer = Vec::with_capacity(4096);
-        // Bytes at the front of the buffer known to hold no line end.
-        let mut scanned = 0;
-        loop {
-            match socket.read_buf(&mut buffer).await {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "reading the machine protocol");
-                    break;
-                }
-            }
-            let mut start = 0;
-            while let Some(length) = buffer[scanned..].iter().position(|b| *b == b'\n') {
-                let end = scanned + length;
-                self.line(&buffer[start..end]);
-                start = end + 1;
-                scanned = start;
-            }
-            buffer.drain(..start);
-            scanned = buffer.len();
-            if buffer.len() > MAX_LINE_BYTES {
-                tracing::warn!(
-                    limit = MAX_LINE_BYTES,
-                    "a machine-protocol line is too long: closing"
-                );
-                break;
-            }
-        }
-        // The writer holds the socket too; this ends it and tells the other side.
-        let _ = nix::sys::socket::shutdown(socket.as_ref().as_raw_fd(), Shutdown::Both);
-        // Dropping the senders wakes everyone who waits.
-        self.pending.lock().take();
-    }
-
-    fn line(&mut self, line: &[u8]) {
-        let (id, answer) = match Message::parse(line) {
-            Message::Greeting => {
-                if let Some(greeted) = self.greeted.take() {
-                    let _ = greeted.send(());
-                }
-                return;
-            }
-            Message::Event(event) => {
-                tracing::trace!(event = event.name, data = %event.data, "qmp");
-                // No listener is fine.
-                let _ = self.events.send(event);
-                return;
-            }
-            Message::Garbage => {
-                if !line.iter().all(u8::is_ascii_whitespace) {
-                    let head = String::from_utf8_lossy(&line[..line.len().min(120)]).into_owned();
-                    tracing::warn!(line = head, "not a machine-protocol message: ignored");
-                }
-                return;
-            }
-            Message::Done { id, value } => (id, Ok(value)),
-            Message::Refused { id, refusal } => (id, Err(refusal)),
-        };
-        let waiting = self.pending.lock().as_mut().and_then(|all| all.remove(&id));
-        match waiting {
-            Some(waiting) => {
-                self.answered.fetch_add(1, Ordering::Relaxed);
-                let _ = waiting.send(answer);
-            }
-            None => tracing::debug!(id, "an answer nobody waits for"),
-        }
-    }
-}
-
-async fn write_all(
-    socket: tokio::net::unix::OwnedWriteHalf,
-    mut requests: mpsc::UnboundedReceiver<Request>,
-    pending: Arc<Pending>,
-) {
-    while let Some(request) = requests.recv().await {
-        if let Err(error) = write_one(socket.as_ref(), &request).await {
-            tracing::debug!(%error, "writing the machine protocol");
-            if let Some(waiting) = pending.lock().as_mut() {
-                waiting.remove(&request.id);
-            }
-            // A half-written line cannot be taken back: the reader sees the end and wakes the others.
-            return;
-        }
-    }
-}
-
-async fn write_one(socket: &UnixStream, request: &Request) -> io::Result<()> {
-    let fds: Vec<_> = request.fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut sent = 0;
-    while sent < request.line.len() {
-        // The descriptors go with the first byte.
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let control: &[ControlMessage<'_>] = if sent == 0 && !fds.is_empty() {
-            &rights
-        } else {
-            &[]
-        };
-        let send = || {
-            let data = [IoSlice::new(&request.line[sent..])];
-            sendmsg::<()>(socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None)
-                .map_err(io::Error::from)
-        };
-        sent += socket.async_io(Interest::WRITABLE, send).await?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader, Read, Write};
+    use nix::sys::socket::MsgFlags;
+    use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream as StdStream;
     use std::thread::{JoinHandle, spawn};
 
@@ -559,7 +380,7 @@ mod tests {
             answer(&mut stream, "{}");
             let mut space = nix::cmsg_space!([std::os::fd::RawFd; 2]);
             let mut bytes = [0u8; 4096];
-            let mut data = [io::IoSliceMut::new(&mut bytes)];
+            let mut data = [IoSliceMut::new(&mut bytes)];
             let message = recvmsg::<()>(
                 stream.get_ref().as_raw_fd(),
                 &mut data,

@@ -9,7 +9,12 @@
 //! the text of an error. Called by `qemu`. Source: QEMU docs/interop/qmp-spec.txt (7.2).
 
 mod client;
+mod error;
 mod message;
+mod pending;
+mod reader;
+mod writer;
 
-pub use client::{QmpClient, QmpError};
+pub use client::QmpClient;
+pub use error::QmpError;
 pub use message::{Message, QmpEvent, Refusal};

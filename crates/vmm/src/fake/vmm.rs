@@ -1,93 +1,31 @@
-//! A VMM without a VM, for fault injection: does as scripted, remembers what was asked.
+//! A VMM of which each step can be scripted.
 //!
-//! ```text
-//!  FakeVmm ──launch──► alive ──resume──► running ──end / kill──► ended
-//!     │ fault(step, nth, Fail | Hang), fault_at(n)        └─ devices plugged, asked for by leftovers()
-//! ```
-//!
-//! Owns: the script and the record. Never: a process, a descriptor beyond those it was given. Called by
-//! tests of the engine; part of the library so that other crates' tests can use it.
+//! Owns: the script, the record, the machines. Never: what a step does to a VM (see `vm`). Called by the engine through
+//! the trait, and by its tests.
 
-use crate::{
-    DeviceRequest, Hotplug, Launch, Origin, Plugged, Resize, SavedMachine, Snapshot, Vm, VmExit, Vmm,
-    VmmError,
-};
+use super::machine::{Machine, ended, injected};
+use super::script::{Call, Fault, Step};
+use super::vm::FakeVm;
+use crate::{Launch, Origin, SavedMachine, Vm, VmExit, Vmm, VmmError};
 use async_trait::async_trait;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{HostProcess, VmPlan};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::watch;
-
-/// What can be asked of a VMM or VM, and so what can go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    /// [`Vmm::launch`] of a machine that boots.
-    Launch,
-    /// [`Vmm::launch`] of a saved machine.
-    Restore,
-    /// [`Snapshot::save`].
-    Save,
-    /// [`Vmm::adopt`].
-    Adopt,
-    /// [`Vm::resume`].
-    Resume,
-    /// [`Vm::halt`].
-    Halt,
-    /// [`Vm::hold`].
-    Hold,
-    /// [`Vm::kill`].
-    Kill,
-    /// [`Hotplug::plug`].
-    Plug,
-    /// [`Hotplug::unplug`].
-    Unplug,
-    /// [`Resize::set_vcpus`].
-    Vcpus,
-    /// [`Resize::set_memory`].
-    Memory,
-}
-
-/// How it goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// An error; nothing was done.
-    Fail,
-    /// No answer, ever: only a deadline of the caller or the end of the VM helps. A `Kill` that hangs
-    /// honours its own deadline.
-    Hang,
-    /// The VM ends during the step.
-    End,
-}
-
-/// A call that was made: the step and the device id or number it was about.
-pub type Call = (Step, String);
 
 /// A scriptable [`Vmm`]. Clones share script and record.
 #[derive(Debug, Clone, Default)]
 pub struct FakeVmm(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
-struct State {
-    calls: Vec<Call>,
+pub(super) struct State {
+    pub(super) calls: Vec<Call>,
     counts: BTreeMap<Step, u32>,
     faults: BTreeMap<(Step, u32), Fault>,
     faults_at: BTreeMap<usize, Fault>,
-    machines: Vec<Machine>,
-}
-
-#[derive(Debug)]
-struct Machine {
-    process: HostProcess,
-    plan: VmPlan,
-    exit: watch::Sender<Option<VmExit>>,
-    plugged: BTreeMap<u32, String>,
-    vcpus: u32,
-    // Held like QEMU holds them: peers see the end when the VM ends.
-    sockets: Vec<OwnedFd>,
-    savable: bool,
+    pub(super) machines: Vec<Machine>,
 }
 
 impl FakeVmm {
@@ -156,12 +94,12 @@ impl FakeVmm {
             .collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records a call and tells what is scripted for it.
-    fn call(&self, step: Step, about: impl ToString) -> Option<Fault> {
+    pub(super) fn call(&self, step: Step, about: impl ToString) -> Option<Fault> {
         let mut state = self.state();
         state.calls.push((step, about.to_string()));
         let count = state.counts.entry(step).or_default();
@@ -182,34 +120,6 @@ impl FakeVmm {
             process,
             exit,
         })
-    }
-}
-
-impl Machine {
-    fn alive(&self) -> bool {
-        self.exit.borrow().is_none()
-    }
-
-    fn end(&mut self, exit: VmExit) {
-        if self.alive() {
-            self.sockets.clear();
-            self.exit.send_replace(Some(exit));
-        }
-    }
-}
-
-fn injected() -> VmmError {
-    VmmError::Device {
-        id: "fake".into(),
-        what: "injected fault",
-    }
-}
-
-fn ended(step: &'static str, exit: VmExit) -> VmmError {
-    VmmError::Ended {
-        step,
-        exit,
-        stderr: String::new(),
     }
 }
 
@@ -291,225 +201,13 @@ impl Vmm for FakeVmm {
     }
 }
 
-/// A VM of a [`FakeVmm`].
-#[derive(Debug)]
-pub struct FakeVm {
-    vmm: FakeVmm,
-    index: usize,
-    process: HostProcess,
-    exit: watch::Receiver<Option<VmExit>>,
-}
-
-impl FakeVm {
-    /// Goes through a step: as scripted, or `act` on the machine if it is alive.
-    async fn go<T>(
-        &self,
-        step: Step,
-        name: &'static str,
-        about: impl ToString + Send,
-        act: impl FnOnce(&mut Machine) -> Result<T, VmmError> + Send,
-    ) -> Result<T, VmmError> {
-        match self.vmm.call(step, about) {
-            None => {}
-            Some(Fault::Fail) => return Err(injected()),
-            Some(Fault::End) => self.with(|machine| machine.end(VmExit::Signal(9))),
-            Some(Fault::Hang) => return Err(ended(name, self.exited().await)),
-        }
-        self.with(|machine| {
-            let exit = *machine.exit.borrow();
-            match exit {
-                Some(exit) => Err(ended(name, exit)),
-                None => act(machine),
-            }
-        })
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
-        act(&mut self.vmm.state().machines[self.index])
-    }
-}
-
-#[async_trait]
-impl Vm for FakeVm {
-    fn process(&self) -> HostProcess {
-        self.process
-    }
-
-    fn round_trips(&self) -> u64 {
-        self.vmm.state().calls.len() as u64
-    }
-
-    async fn resume(&self) -> Result<(), VmmError> {
-        self.go(Step::Resume, "cont", self.process.pid, |_| Ok(())).await
-    }
-
-    async fn halt(&self) -> Result<(), VmmError> {
-        self.go(Step::Halt, "stop", self.process.pid, |_| Ok(())).await
-    }
-
-    async fn hold(&self, name: &'static str, fd: OwnedFd) -> Result<(), VmmError> {
-        self.go(Step::Hold, "getfd", name, |machine| {
-            machine.sockets.push(fd);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn exited(&self) -> VmExit {
-        match self.exit.clone().wait_for(Option::is_some).await {
-            Ok(exit) => exit.unwrap_or(VmExit::Unknown),
-            Err(_) => VmExit::Unknown,
-        }
-    }
-
-    async fn kill(&self, deadline: Duration) -> Result<(), VmmError> {
-        match self.vmm.call(Step::Kill, self.process.pid) {
-            None | Some(Fault::End) => {}
-            Some(Fault::Fail) => return Err(injected()),
-            Some(Fault::Hang) => {
-                tokio::time::sleep(deadline).await;
-                return Err(VmmError::Deadline {
-                    step: "killing the VMM",
-                    deadline,
-                });
-            }
-        }
-        self.with(|machine| machine.end(VmExit::Signal(9)));
-        Ok(())
-    }
-
-    fn hotplug(&self) -> Option<&dyn Hotplug> {
-        Some(self)
-    }
-
-    fn resize(&self) -> Option<&dyn Resize> {
-        Some(self)
-    }
-
-    fn snapshot(&self) -> Option<&dyn Snapshot> {
-        Some(self)
-    }
-}
-
-#[async_trait]
-impl Snapshot for FakeVm {
-    async fn save(&self, state: OwnedFd, deadline: Duration) -> Result<(), VmmError> {
-        let step = "saving the machine";
-        let saved = self.go(Step::Save, step, self.process.pid, |machine| {
-            if !machine.savable {
-                return Err(VmmError::Device {
-                    id: "mem0".into(),
-                    what: "its memory is in no file",
-                });
-            }
-            std::io::Write::write_all(&mut std::fs::File::from(state), b"fake state")
-                .map_err(|source| VmmError::Io { step, source })
-        });
-        tokio::time::timeout(deadline, saved)
-            .await
-            .unwrap_or(Err(VmmError::Deadline { step, deadline }))
-    }
-}
-
-#[async_trait]
-impl Hotplug for FakeVm {
-    async fn plug(&self, device: DeviceRequest, _: Vec<OwnedFd>) -> Result<Plugged, VmmError> {
-        let id = match device {
-            DeviceRequest::SharedFs { id, .. }
-            | DeviceRequest::Block { id, .. }
-            | DeviceRequest::Net { id, .. } => id,
-        };
-        self.go(Step::Plug, "device_add", id.clone(), |machine| {
-            if machine.plugged.values().any(|there| *there == id) {
-                return Err(VmmError::Device {
-                    id,
-                    what: "the id is in use",
-                });
-            }
-            let free = (0..machine.plan.root_ports).find(|slot| !machine.plugged.contains_key(slot));
-            let Some(slot) = free else {
-                return Err(VmmError::Device {
-                    id,
-                    what: "no free root port: raise pcie_root_port",
-                });
-            };
-            machine.plugged.insert(slot, id.clone());
-            Ok(Plugged {
-                id,
-                pci_path: format!("{:02x}.0/00.0", 4 + slot),
-            })
-        })
-        .await
-    }
-
-    async fn unplug(&self, id: &str, deadline: Duration) -> Result<(), VmmError> {
-        let step = "unplugging a device";
-        let unplugged = self.go(Step::Unplug, step, id, |machine| {
-            let slot = machine
-                .plugged
-                .iter()
-                .find(|(_, there)| *there == id)
-                .map(|(slot, _)| *slot);
-            match slot {
-                Some(slot) => {
-                    machine.plugged.remove(&slot);
-                    Ok(())
-                }
-                None => Err(VmmError::Device {
-                    id: id.to_owned(),
-                    what: "is not plugged",
-                }),
-            }
-        });
-        tokio::time::timeout(deadline, unplugged)
-            .await
-            .unwrap_or(Err(VmmError::Deadline { step, deadline }))
-    }
-}
-
-#[async_trait]
-impl Resize for FakeVm {
-    async fn vcpus(&self) -> Result<u32, VmmError> {
-        Ok(self.with(|machine| machine.vcpus))
-    }
-
-    async fn set_vcpus(&self, count: u32) -> Result<u32, VmmError> {
-        self.go(Step::Vcpus, "device_add", count, |machine| {
-            if count > machine.plan.max_vcpus {
-                return Err(VmmError::Unsupported {
-                    option: "vcpus",
-                    value: count.to_string(),
-                    expected: "at most the maximum number of vCPUs the VM was started with",
-                });
-            }
-            machine.vcpus = machine.vcpus.max(count);
-            Ok(machine.vcpus)
-        })
-        .await
-    }
-
-    async fn set_memory(&self, mib: u32) -> Result<u32, VmmError> {
-        self.go(Step::Memory, "device_add", mib, |machine| {
-            let plan = &machine.plan;
-            if mib > plan.max_memory_mib {
-                return Err(VmmError::Unsupported {
-                    option: "memory",
-                    value: format!("{mib} MiB"),
-                    expected: "at most the maximum size the VM was started with",
-                });
-            }
-            let added = mib.saturating_sub(plan.memory_mib).div_ceil(128) * 128;
-            Ok(plan.memory_mib + added)
-        })
-        .await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceRequest;
     use crate::qemu::testing::plan;
     use std::fs::File;
+    use std::time::Duration;
 
     const SOON: Duration = Duration::from_secs(20);
 
