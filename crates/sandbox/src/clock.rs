@@ -1,6 +1,6 @@
 //! How right a guest's clock is after a call that set it.
 //!
-//! Owns: what of such a call counts. Never: the call. Called by `boot`.
+//! Owns: what of such a call counts. Never: the call. Called by `meet`.
 
 use bulkhead_protocol::GuestSteps;
 

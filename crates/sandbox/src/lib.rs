@@ -17,6 +17,7 @@ pub mod journal;
 pub mod layout;
 pub mod lifecycle;
 pub mod map;
+mod meet;
 pub mod network;
 mod pids;
 pub mod platform;
