@@ -1,163 +1,25 @@
-//! Recording where the time of a sandbox goes.
+//! Recording.
 //!
-//! ```text
-//!  begin(operation) ─► span … dropped, mark, what a client told, what the guest measured ─► end ─► file
-//!       ▲                                                                                     └─► kept at the sandbox's end
-//!       └─ spans from before it, outside of any operation
-//! ```
-//! A record costs a lock that nobody else holds and a push; nothing is written before the operation was answered,
-//! nothing is synced. The newest [`MOST_OPERATIONS`] are kept, the sandbox's start among them.
-//!
-//! Owns: the record in memory and the translation of the guest's clock. Never: what is worth recording, and nothing
-//! depends on what it says. Called by the engine and, beside it, by readers.
+//! Owns: the one record that all clones share, and what each call means for it. Never: the bounds (see `record`). Called
+//! by the engine and, beside it, by readers.
 
-mod file;
-mod guest_clock;
-
-pub use file::{MOST_KEPT, TimelineError, clear, find, keep, read, write};
-
+use super::record::{Record, add};
+use super::timing::Timing;
 use bulkhead_host::clock::boottime_ns;
 use bulkhead_model::timeline::{Lane, Operation, Span, Timeline, Told};
 use bulkhead_model::{ContainerId, ExecId, ProcessKey, SandboxId};
-use bulkhead_protocol::{GuestHello, GuestSteps};
-use guest_clock::Offset;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Most operations that are kept.
-pub const MOST_OPERATIONS: usize = 32;
-
-/// The first ones, boot, create and start of its first container, are kept for good.
-const KEPT_FIRST: usize = 3;
-
-/// Most spans of one operation, and of what waits for one.
-pub const MOST_SPANS: usize = 256;
-
-/// Most steps of one answer of a guest, and characters of the name of one.
-const MOST_STEPS: usize = 64;
-
 /// Most words of clients, and ends of processes, that wait for their operation.
 const MOST_WAITING: usize = 64;
-
-/// The span that ends when the guest's processors run.
-pub const CPUS_GO: &str = "let the processors go";
 
 /// The record of one sandbox; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Recorder(Arc<Mutex<Record>>);
 
-#[derive(Debug)]
-struct Record {
-    timeline: Timeline,
-    /// The last operation goes on.
-    open: bool,
-    /// What goes on, by number, and whether it adds to one like it.
-    under_way: Vec<(u64, Span)>,
-    next: u64,
-    /// For the next operation.
-    loose: Vec<Span>,
-    told: VecDeque<Told>,
-    exited: VecDeque<(ProcessKey, u64)>,
-    changed: bool,
-}
-
-impl Record {
-    fn push(&mut self, span: Span) {
-        if !self.open {
-            if self.loose.len() < MOST_SPANS {
-                self.loose.push(span);
-            }
-            return;
-        }
-        if let Some(operation) = self.timeline.operations.last_mut() {
-            add(operation, span);
-        }
-    }
-
-    /// Makes one of a span and the one before it if they are alike.
-    fn push_again(&mut self, span: Span) {
-        let last = self.timeline.operations.last_mut().filter(|_| self.open);
-        match last.and_then(|operation| operation.spans.last_mut()) {
-            Some(last) if (last.lane, &last.name) == (span.lane, &span.name) => {
-                last.end_ns = last.end_ns.max(span.end_ns);
-                last.count = last.count.saturating_add(1);
-            }
-            _ => self.push(span),
-        }
-    }
-
-    fn end(&mut self, now: u64) {
-        if std::mem::take(&mut self.open)
-            && let Some(operation) = self.timeline.operations.last_mut()
-        {
-            operation.end_ns = Some(now);
-            self.changed = true;
-        }
-    }
-
-    /// Adds an operation; one that goes on stays the last.
-    fn add(&mut self, operation: Operation) {
-        let operations = &mut self.timeline.operations;
-        let at = operations.len() - usize::from(self.open && operation.end_ns.is_some());
-        operations.insert(at, operation);
-        if operations.len() > MOST_OPERATIONS {
-            operations.remove(KEPT_FIRST);
-            self.timeline.forgotten += 1;
-        }
-        self.changed = true;
-    }
-}
-
-fn add(operation: &mut Operation, span: Span) {
-    operation.begin_ns = operation.begin_ns.min(span.begin_ns);
-    if operation.spans.len() < MOST_SPANS {
-        operation.spans.push(span);
-    } else {
-        operation.dropped = operation.dropped.saturating_add(1);
-    }
-}
-
 fn is_of(told: &Told, name: &str, container: Option<&ContainerId>, exec: Option<&ExecId>) -> bool {
     told.operation == name && Some(&told.container) == container && told.exec.as_ref() == exec
-}
-
-/// The guest's words are shown to people: no escapes, and not too many.
-fn printable(name: &str) -> String {
-    name.chars()
-        .filter(|letter| !letter.is_control())
-        .take(MOST_STEPS)
-        .collect()
-}
-
-/// Something under way: it ends when this is dropped.
-#[must_use = "it ends when it is dropped"]
-#[derive(Debug)]
-pub struct Timing {
-    recorder: Recorder,
-    number: u64,
-    begin_ns: u64,
-    again: bool,
-}
-
-impl Drop for Timing {
-    fn drop(&mut self) {
-        let now = boottime_ns();
-        let mut record = self.recorder.record();
-        let Some(at) = record
-            .under_way
-            .iter()
-            .position(|(number, _)| *number == self.number)
-        else {
-            return;
-        };
-        let (_, mut span) = record.under_way.remove(at);
-        span.end_ns = Some(now.max(span.begin_ns));
-        if self.again {
-            record.push_again(span);
-        } else {
-            record.push(span);
-        }
-    }
 }
 
 impl Recorder {
@@ -176,7 +38,7 @@ impl Recorder {
         })))
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -353,59 +215,6 @@ impl Recorder {
         self.whole("kill", key, vec![span]);
     }
 
-    /// A call into the guest was answered: what the guest did during `call`, on the host's clock. Each answer gives
-    /// its own offset between the clocks, so a guest whose clock drifts is shown where it was.
-    pub fn answered(&self, call: Timing, steps: Option<GuestSteps>) {
-        if let Some(steps) = steps {
-            self.place(&call, &steps);
-        }
-    }
-
-    /// The same for the first call of a guest: the kernel's and the agent's own start are known from then on. A guest
-    /// that was restored has started long before its processors ran here, so there is nothing to show.
-    pub fn came_up(&self, call: Timing, steps: Option<GuestSteps>, hello: &GuestHello) {
-        let Some(steps) = steps else { return };
-        let offset = self.place(&call, &steps);
-        let mut record = self.record();
-        let operation = record.timeline.operations.last().filter(|_| record.open);
-        let cpus_go = operation.and_then(|one| one.spans.iter().rev().find(|span| span.name == CPUS_GO));
-        let Some(cpus_go) = cpus_go.map(|span| span.begin_ns) else {
-            return;
-        };
-        let (init, ready) = (
-            offset.on_host(hello.init_boottime_ns),
-            offset.on_host(hello.ready_boottime_ns),
-        );
-        if hello.init_boottime_ns == 0 || init < cpus_go {
-            return;
-        }
-        record.push(Span::new(
-            Lane::Guest,
-            "kernel, until its first process",
-            cpus_go,
-            init,
-        ));
-        record.push(Span::new(Lane::Guest, "agent comes up", init, ready));
-    }
-
-    fn place(&self, call: &Timing, steps: &GuestSteps) -> Offset {
-        let now = boottime_ns();
-        let offset = Offset::of(call.begin_ns, steps, now);
-        let within = |guest_ns: u64| offset.on_host(guest_ns).clamp(call.begin_ns, now);
-        let mut record = self.record();
-        for step in steps.steps.iter().take(MOST_STEPS) {
-            record.push_again(Span::new(
-                Lane::Guest,
-                printable(&step.name),
-                within(step.begin_ns),
-                within(step.end_ns),
-            ));
-        }
-        let worst = record.timeline.guest_error_ns.max(Some(offset.error_ns));
-        record.timeline.guest_error_ns = worst;
-        offset
-    }
-
     /// The present, with what goes on.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
@@ -429,8 +238,8 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::{MOST_OPERATIONS, MOST_SPANS};
     use super::*;
-    use bulkhead_protocol::GuestStep;
 
     fn recorder() -> Recorder {
         Recorder::new(SandboxId::new("s").unwrap())
@@ -565,70 +374,5 @@ mod tests {
         assert_eq!(names(exit), ["the process ended", "deliver its output"]);
         assert_eq!(names(pause), ["freeze"]);
         assert_eq!(pause.end_ns, None);
-    }
-
-    /// A guest whose clock began when its processors ran, 1 ms after the host let them go.
-    #[test]
-    fn the_guests_start_is_shown_on_the_hosts_clock() {
-        let recorder = recorder();
-        recorder.begin("boot", None, None);
-        let go = recorder.span(Lane::Vmm, CPUS_GO);
-        let zero = go.begin_ns;
-        drop(go);
-        while boottime_ns() < zero + 9_000_000 {
-            std::thread::yield_now();
-        }
-        let call = recorder.span(Lane::Supervisor, "configure the guest");
-        let received_ns = call.begin_ns - zero;
-        let answered_ns = boottime_ns() - zero;
-        let step = |begin_ns, end_ns| GuestStep {
-            name: "mo\x1bunt".into(),
-            begin_ns,
-            end_ns,
-        };
-        let steps = GuestSteps {
-            received_ns,
-            answered_ns,
-            steps: vec![step(received_ns, answered_ns), step(0, u64::MAX)],
-        };
-        let hello = GuestHello {
-            init_boottime_ns: 4_000_000,
-            ready_boottime_ns: 6_000_000,
-            ..GuestHello::default()
-        };
-        recorder.came_up(call, Some(steps.clone()), &hello);
-        let timeline = recorder.timeline();
-        let error = timeline.guest_error_ns.unwrap();
-        let spans = &timeline.operations[0].spans;
-        let of = |name: &str| spans.iter().find(|span| span.name.starts_with(name)).unwrap();
-        let near =
-            |seen: u64, wanted: u64| assert!(seen.abs_diff(wanted) <= error, "{seen} {wanted} {error}");
-        near(of("kernel").end_ns.unwrap(), zero + 4_000_000);
-        near(of("agent").end_ns.unwrap(), zero + 6_000_000);
-        assert_eq!(of("kernel").begin_ns, zero);
-        // A step never leaves its call, whatever the guest says.
-        let (step, call) = (of("mount"), of("configure"));
-        assert!(
-            call.begin_ns <= step.begin_ns && step.end_ns <= call.end_ns,
-            "{step:?} {call:?}"
-        );
-        assert_eq!(step.count, 2);
-
-        // Restored: its kernel started before its processors ran here.
-        let late = recorder.span(Lane::Supervisor, "configure the guest");
-        let old = GuestSteps {
-            received_ns: received_ns + 1_000_000_000_000,
-            answered_ns: answered_ns + 1_000_000_000_000,
-            steps: Vec::new(),
-        };
-        recorder.came_up(late, Some(old), &hello);
-        let spans = &recorder.timeline().operations[0].spans;
-        assert_eq!(
-            spans
-                .iter()
-                .filter(|span| span.name.starts_with("kernel"))
-                .count(),
-            1
-        );
     }
 }
