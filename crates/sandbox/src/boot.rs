@@ -252,11 +252,7 @@ pub(crate) fn prepare_cgroup(yard: &Yard<'_>, journal: &mut Journal) -> Result<V
         platform,
         ..
     } = *yard;
-    let fail = |source| SandboxError::Host {
-        step: "preparing the cgroup",
-        path: None,
-        source,
-    };
+    let fail = SandboxError::during("preparing the cgroup");
     let wanted = platform.plan_cgroup(plan).map_err(fail)?;
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -290,14 +286,11 @@ async fn launch(
         vmm,
         ..
     } = *yard;
-    let fail = |step| {
-        move |source| SandboxError::Host {
-            step,
-            path: None,
-            source,
-        }
+    let pipe = |source: &'static str| {
+        platform
+            .log_pipe(source)
+            .map_err(SandboxError::during("opening a log pipe"))
     };
-    let pipe = |source: &'static str| platform.log_pipe(source).map_err(fail("opening a log pipe"));
     let writing = |e| SandboxError::host("writing the journal", paths.journal(), e);
     let of = |role: &str, process| Resource::Process {
         role: role.into(),
@@ -310,7 +303,7 @@ async fn launch(
         .map_err(writing)?;
     platform
         .follow_console(ready.console.client)
-        .map_err(fail("following the console"))?;
+        .map_err(SandboxError::during("following the console"))?;
     let deadline = match template {
         Some(_) => GOES_ON,
         None => Duration::from_secs(u64::from(plan.vm.boot_timeout_s)),
@@ -387,13 +380,6 @@ pub(crate) async fn serve(
     cgroup_procs: &[PathBuf],
 ) -> Result<Option<Arc<dyn Daemon>>, SandboxError> {
     let Some(listener) = fs else { return Ok(None) };
-    let fail = |step| {
-        move |source| SandboxError::Host {
-            step,
-            path: None,
-            source,
-        }
-    };
     let launch = FsdLaunch {
         listener,
         share: yard.paths.share(),
@@ -403,11 +389,11 @@ pub(crate) async fn serve(
         stderr: yard
             .platform
             .log_pipe("fsd")
-            .map_err(fail("opening a log pipe"))?,
+            .map_err(SandboxError::during("opening a log pipe"))?,
     };
     let _starting = yard.timeline.span(Lane::Fsd, "start the daemon");
     let fsd = yard.platform.spawn_fsd(launch).await;
-    let fsd = fsd.map_err(fail("starting the shared-filesystem daemon"))?;
+    let fsd = fsd.map_err(SandboxError::during("starting the shared-filesystem daemon"))?;
     Ok(Some(Arc::from(fsd)))
 }
 

@@ -159,6 +159,15 @@ impl SandboxError {
         }
     }
 
+    /// A host error that is about no path, for `map_err`.
+    pub(crate) fn during(step: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::Host {
+            step,
+            path: None,
+            source,
+        }
+    }
+
     /// A bind mount that cannot be made for `source`'s sake.
     pub fn mount(source_path: &Path, destination: &Path, source: io::Error) -> Self {
         let source = match source.kind() {

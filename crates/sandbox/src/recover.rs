@@ -128,22 +128,16 @@ impl World {
         };
         let fsd = match processes.get("fsd") {
             None => None,
-            Some(fsd) => Some(Arc::from(self.platform.adopt_daemon(*fsd).map_err(|source| {
-                SandboxError::Host {
-                    step: "watching the shared-filesystem daemon",
-                    path: None,
-                    source,
-                }
-            })?)),
+            Some(fsd) => {
+                Some(Arc::from(self.platform.adopt_daemon(*fsd).map_err(
+                    SandboxError::during("watching the shared-filesystem daemon"),
+                )?))
+            }
         };
         let console = connect("console")?;
         self.platform
             .follow_console(console)
-            .map_err(|source| SandboxError::Host {
-                step: "following the console",
-                path: None,
-                source,
-            })?;
+            .map_err(SandboxError::during("following the console"))?;
         let qmp = connect("qmp")?;
         let vm: Arc<dyn Vm> = Arc::from(self.vmm.adopt(vmm, self.machine(), qmp).await?);
         tracing::info!("the VMM answers");
@@ -206,11 +200,9 @@ impl World {
         let mut fds = attachment.fds.into_iter();
         if attachment.set.terminal && !attachment.set.stdin && !attachment.set.stdout {
             if let Some(terminal) = fds.next() {
-                let reader = terminal.try_clone().map_err(|source| SandboxError::Host {
-                    step: "duplicating a terminal",
-                    path: None,
-                    source,
-                })?;
+                let reader = terminal
+                    .try_clone()
+                    .map_err(SandboxError::during("duplicating a terminal"))?;
                 guest.connect_output(stdio.stdout, terminal)?;
                 guest.connect_input(stdio.stdin, reader)?;
             }

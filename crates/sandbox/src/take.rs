@@ -27,20 +27,13 @@ pub(crate) async fn take(
     all: Vec<Waiting>,
 ) -> Result<Booted, SandboxError> {
     let taking = yard.timeline.span(Lane::Supervisor, "take a waiting VM");
-    let crate::boot::Yard {
+    let Yard {
         plan,
         paths,
         platform,
         vmm,
         ..
     } = *yard;
-    let fail = |step| {
-        move |source| SandboxError::Host {
-            step,
-            path: None,
-            source,
-        }
-    };
     let writing = |e| SandboxError::host("writing the journal", paths.journal(), e);
     platform
         .check_network(plan)
@@ -58,7 +51,7 @@ pub(crate) async fn take(
     };
     platform
         .follow_console(connect("console")?)
-        .map_err(fail("following the console"))?;
+        .map_err(SandboxError::during("following the console"))?;
     let fs = prepare_share(yard, journal)?;
     let of_fsd = |process| Resource::Process {
         role: "fsd".into(),
@@ -84,7 +77,7 @@ pub(crate) async fn take(
     let (vm, fsd): (Arc<dyn Vm>, _) = (Arc::from(vm?), fsd?);
     let namespace = platform
         .open_mount_namespace()
-        .map_err(fail("opening the mount namespace"))?;
+        .map_err(SandboxError::during("opening the mount namespace"))?;
     vm.hold(MOUNTS, namespace).await?;
     go(yard, vm.as_ref(), fsd.is_some()).await?;
     Ok(Booted {

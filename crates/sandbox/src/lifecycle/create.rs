@@ -220,11 +220,9 @@ impl World {
         };
         if set.terminal && !set.stdin && !set.stdout {
             let terminal = take()?;
-            let reader = terminal.try_clone().map_err(|source| SandboxError::Host {
-                step: "duplicating a terminal",
-                path: None,
-                source,
-            })?;
+            let reader = terminal
+                .try_clone()
+                .map_err(SandboxError::during("duplicating a terminal"))?;
             (stdio.stdin, stdio.stdout) = (next(), next());
             guest.connect_output(stdio.stdout, terminal)?;
             guest.connect_input(stdio.stdin, reader)?;

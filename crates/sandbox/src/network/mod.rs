@@ -386,11 +386,7 @@ impl World {
         let fds = space
             .connect(request)
             .await
-            .map_err(|source| SandboxError::Host {
-                step: "connecting it to the VM",
-                path: None,
-                source,
-            })?;
+            .map_err(SandboxError::during("connecting it to the VM"))?;
         let device = format!("net{}", interface.index);
         let plugged = hotplug
             .plug(
