@@ -51,18 +51,32 @@ pub fn copy_data(from: &File, to: &File) -> io::Result<u64> {
     Ok(copied)
 }
 
+/// A new file at `path`, for its owner alone, of `bytes` bytes without data.
+///
+/// # Errors
+/// open(2): `EEXIST` where there is one; ftruncate(2).
+pub fn file(path: &Path, bytes: u64) -> io::Result<OwnedFd> {
+    let file = create(path)?;
+    file.set_len(bytes)?;
+    Ok(file.into())
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// Checks that a file can have holes where `path` is, which names none yet: one is made there, and removed.
 ///
 /// # Errors
 /// open(2), write(2); fallocate(2): `EOPNOTSUPP` on a file system that knows no holes.
 pub fn check_holes(path: &Path) -> io::Result<()> {
     const BYTES: u64 = 64 << 10;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = create(path)?;
     std::fs::remove_file(path)?;
     file.write_all_at(&[1; 4096], BYTES - 4096)?;
     punch(&file, 0, BYTES)?;

@@ -10,12 +10,14 @@
 //! Owns: what a template is, where it lies, when it is good, how it is made. Never: which sandbox uses it (see
 //! `boot`), QEMU's arguments. Called by the real host, the process that makes one, and the template verbs.
 
+mod agent;
 mod digests;
 mod error;
 mod fill;
 mod identity;
 mod make;
 mod manifest;
+mod nonce;
 mod order;
 mod pool;
 mod store;

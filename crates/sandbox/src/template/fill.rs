@@ -10,10 +10,11 @@
 //!
 //! Owns: that order. Never: decides that it is wanted. Called by the process that makes templates.
 
-use super::digests::{Digests, hex};
+use super::agent::{hear, warm_up};
+use super::digests::Digests;
 use super::error::TemplateError;
 use super::identity::{Identity, TemplateKey};
-use super::make::{alive, warm_up};
+use super::nonce::nonce;
 use super::order::Order;
 use super::pool::{Pool, Record};
 use super::store::{TemplateStore, reuse};
@@ -86,13 +87,6 @@ pub async fn fill(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<u
     }
 }
 
-fn nonce(host: &dyn Platform) -> Result<String, TemplateError> {
-    let seed = host
-        .entropy()
-        .map_err(TemplateError::io("reading", "/dev/urandom"))?;
-    Ok(hex(&seed[..seed.len().min(8)]))
-}
-
 /// A VM on its way into the pool.
 struct Filling<'a> {
     order: &'a Order,
@@ -144,21 +138,17 @@ impl Filling<'_> {
         };
         let vm: Arc<dyn Vm> = Arc::from(vmm.launch(launch).await?);
         vm.resume().await?;
-        let streams = dir.join("streams");
-        host.make_dir(&streams)
-            .map_err(TemplateError::io("making", &streams))?;
         let ports = GuestPorts {
             control: control.1,
             data: data.1,
-            streams: &streams,
+            streams: &dir.join("streams"),
             reattach: false,
             deadline: GOES_ON,
         };
-        let guest = alive(&vm, "waiting for the agent", host.connect_guest(ports)).await??;
+        let guest = hear(host, &vm, ports).await?;
         warm_up(&vm, guest.as_ref(), false).await?;
         vm.halt().await?;
         drop(guest);
-        let _ = std::fs::remove_dir_all(&streams);
         let record = Record {
             process: vm.process(),
             plan: self.order.plan.clone(),

@@ -8,21 +8,23 @@
 //!
 //! Owns: that order. Never: decides when one is made. Called by the process that was started for it.
 
-use super::digests::{Digests, hex};
+use super::agent::{hear, warm_up};
+use super::digests::Digests;
 use super::error::TemplateError;
 use super::identity::{Asset, FORM, Identity, TemplateKey};
 use super::manifest::{Manifest, Sealed};
+use super::nonce::nonce;
 use super::order::Order;
 use super::store::TemplateStore;
 use crate::journal::Resource;
 use crate::platform::{GuestPorts, Platform};
 use bulkhead_model::HostProcess;
-use bulkhead_protocol::{Guest, GuestError, GuestIdentity};
+use bulkhead_protocol::Guest;
 use bulkhead_vmm::{Launch, Origin, Vm, Vmm, VmmError};
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,29 +195,19 @@ impl Bench<'_> {
         let vm: Arc<dyn Vm> = Arc::from(vmm.launch(launch).await?);
         self.vm = Some(vm.process());
         vm.resume().await?;
-        // No stream is ever opened: what is remembered of none goes with the rest.
-        let streams = self.store.unfinished(self.key).join("streams");
-        host.make_dir(&streams)
-            .map_err(TemplateError::io("making", &streams))?;
         let ports = GuestPorts {
             control: control.1,
             data: data.1,
-            streams: &streams,
+            streams: &self.store.unfinished(self.key).join("streams"),
             reattach: false,
             deadline: Duration::from_secs(u64::from(order.plan.boot_timeout_s)),
         };
-        let guest = alive(&vm, "waiting for the agent", host.connect_guest(ports)).await??;
-        let _ = std::fs::remove_dir_all(&streams);
+        let guest = hear(host, &vm, ports).await?;
         Ok((vm, guest))
     }
 
     fn memory_path(&self) -> Result<PathBuf, TemplateError> {
-        let seed = self
-            .host
-            .entropy()
-            .map_err(TemplateError::io("reading", "/dev/urandom"))?;
-        let nonce = hex(&seed[..seed.len().min(8)]);
-        Ok(self.store.memory(self.key, &nonce))
+        Ok(self.store.memory(self.key, &nonce(self.host)?))
     }
 
     /// Ends and removes what is not part of a complete template.
@@ -233,52 +225,9 @@ impl Bench<'_> {
     }
 }
 
-/// Has a guest do once what every start does: what that brings about is there then, not in every start. With `settle`
-/// what nobody uses any more afterwards is not.
-pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest, settle: bool) -> Result<(), TemplateError> {
-    let first = guest.configure(GuestIdentity::default());
-    alive(vm, "warming up", first).await??;
-    match alive(vm, "rehearsing", guest.rehearse()).await? {
-        Ok(()) => {}
-        // A guest that refuses does as well, only later.
-        Err(error @ GuestError::Refused { .. }) => tracing::warn!(%error, "the guest did not rehearse"),
-        Err(error) => return Err(error.into()),
-    }
-    if settle {
-        let last = guest.configure(GuestIdentity {
-            settle,
-            ..GuestIdentity::default()
-        });
-        alive(vm, "settling", last).await??;
-    }
-    Ok(())
-}
-
-/// Waits for `work`, at most as long as the VM lives.
-pub(super) async fn alive<T>(
-    vm: &Arc<dyn Vm>,
-    step: &'static str,
-    work: impl Future<Output = T>,
-) -> Result<T, TemplateError> {
-    tokio::select! {
-        done = work => Ok(done),
-        exit = vm.exited() => Err(VmmError::Ended { step, exit, stderr: String::new() }.into()),
-    }
-}
-
 /// A new file of `bytes` bytes without data.
 fn fresh(path: &Path, bytes: u64) -> Result<OwnedFd, TemplateError> {
-    let open = || {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        file.set_len(bytes)?;
-        io::Result::Ok(file.into())
-    };
-    open().map_err(TemplateError::io("making", path))
+    bulkhead_host::memory::file(path, bytes).map_err(TemplateError::io("making", path))
 }
 
 /// Makes a file durable and read-only.
