@@ -4,43 +4,21 @@
 
 mod support;
 
-use bulkhead_model::plan::FactoryPlan;
 use bulkhead_model::snapshot::Provenance;
-use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{Failure, SandboxPlan};
-use bulkhead_sandbox::template::{Order, Outcome, Pool, TemplateStore, fill, make, shape};
-use bulkhead_sandbox::{Command, Reply};
-use std::path::Path;
+use bulkhead_sandbox::template::{Outcome, Pool, TemplateStore, fill, make};
 use support::*;
 
-/// A plan whose files are there, and that wants two VMs to wait.
+/// A plan that wants two VMs to wait.
 fn plan(bench: &Bench) -> SandboxPlan {
-    let mut plan = sandbox_plan("a");
+    let mut plan = templated_plan(bench, "a");
     bench
         .ledger
         .seeds_differ
         .store(true, std::sync::atomic::Ordering::SeqCst);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    plan.vm.hypervisor = "/bin/sh".into();
-    plan.vm.kernel = here.join("Cargo.toml");
-    plan.vm.initrd = here.join("src/lib.rs");
-    plan.factory = FactoryPlan {
-        template: true,
-        template_path: bench.dir.path().join("templates"),
-        template_memory: bench.dir.path().join("memory"),
-        pool: 2,
-        pool_path: bench.dir.path().join("pool"),
-        ..FactoryPlan::default()
-    };
+    plan.factory.pool = 2;
+    plan.factory.pool_path = bench.dir.path().join("pool");
     plan
-}
-
-fn order(plan: &SandboxPlan) -> Order {
-    Order {
-        plan: shape(&plan.vm),
-        accelerator: Accelerator::Tcg,
-        factory: plan.factory.clone(),
-    }
 }
 
 /// The pool of the one template of `plan`, which is made.
@@ -77,28 +55,9 @@ fn drained(bench: &Bench, plan: &SandboxPlan, pool: &Pool) -> usize {
     ended
 }
 
-/// create, start, delete; what the sandbox says of its start.
+/// What a sandbox says of its start.
 async fn life(bench: &Bench, plan: &SandboxPlan) -> Result<Provenance, Failure> {
-    let (handle, engine) = bench.sandbox_of(plan.clone());
-    let result = async {
-        create(&handle, "a", true).await?;
-        call(&handle, Command::Start { id: id("a") }).await?;
-        let Reply::Snapshot { snapshot } = call(&handle, Command::Snapshot).await? else {
-            panic!("no snapshot")
-        };
-        Ok(snapshot.provenance)
-    }
-    .await;
-    if !engine.is_finished() {
-        let force = Command::Delete {
-            id: id("a"),
-            force: true,
-        };
-        let _ = call(&handle, force).await;
-    }
-    assert_eq!(engine.await.unwrap(), Vec::<String>::new());
-    assert!(!bench.paths("a").dir.exists() && !bench.paths("a").sockets.exists());
-    result
+    support::life(bench, plan.clone()).await
 }
 
 #[tokio::test]

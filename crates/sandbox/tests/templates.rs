@@ -4,43 +4,17 @@
 
 mod support;
 
-use bulkhead_model::plan::FactoryPlan;
+use bulkhead_model::snapshot::Provenance;
 use bulkhead_model::vm::Accelerator;
 use bulkhead_model::{Failure, SandboxPlan};
-use bulkhead_sandbox::template::{
-    Condition, Found, Order, Outcome, TemplateKey, TemplateStore, find, make, shape,
-};
+use bulkhead_sandbox::template::{Condition, Found, Outcome, TemplateKey, TemplateStore, find, make};
 use bulkhead_sandbox::{Command, Reply};
 use std::path::Path;
 use std::time::Duration;
 use support::*;
 
-/// A plan whose files are there, and were long before the test: a fresh file's digest is not remembered.
-fn plan(bench: &Bench, name: &str) -> SandboxPlan {
-    let mut plan = sandbox_plan(name);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    plan.vm.hypervisor = "/bin/sh".into();
-    plan.vm.kernel = here.join("Cargo.toml");
-    plan.vm.initrd = here.join("src/lib.rs");
-    plan.factory = FactoryPlan {
-        template: true,
-        template_path: bench.dir.path().join("templates"),
-        template_memory: bench.dir.path().join("memory"),
-        ..FactoryPlan::default()
-    };
-    plan
-}
-
-fn order(plan: &SandboxPlan) -> Order {
-    Order {
-        plan: shape(&plan.vm),
-        accelerator: Accelerator::Tcg,
-        factory: plan.factory.clone(),
-    }
-}
-
 async fn made(bench: &Bench) -> TemplateKey {
-    let order = order(&plan(bench, "a"));
+    let order = order(&templated_plan(bench, "a"));
     match make(&order, bench.host.as_ref(), bench.vmm.as_ref())
         .await
         .unwrap()
@@ -59,30 +33,9 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// create, start, delete; what the sandbox says of its start.
-async fn life(bench: &Bench, plan: SandboxPlan) -> Result<bulkhead_model::snapshot::Provenance, Failure> {
-    let (handle, engine) = bench.sandbox_of(plan);
-    let result = async {
-        create(&handle, "a", true).await?;
-        call(&handle, Command::Start { id: id("a") }).await?;
-        let Reply::Snapshot { snapshot } = call(&handle, Command::Snapshot).await? else {
-            panic!("no snapshot")
-        };
-        Ok(snapshot.provenance)
-    }
-    .await;
-    if !engine.is_finished() {
-        let force = Command::Delete {
-            id: id("a"),
-            force: true,
-        };
-        let _ = call(&handle, force).await;
-    }
-    let left = tokio::time::timeout(Duration::from_secs(60), engine)
-        .await
-        .expect("the engine ends")
-        .unwrap();
-    assert_eq!(left, Vec::<String>::new());
+/// What a sandbox says of its start; nothing is left of it then.
+async fn life(bench: &Bench, plan: SandboxPlan) -> Result<Provenance, Failure> {
+    let result = support::life(bench, plan).await;
     bench.assert_nothing_left("a", "a life");
     result
 }
@@ -90,7 +43,7 @@ async fn life(bench: &Bench, plan: SandboxPlan) -> Result<bulkhead_model::snapsh
 #[tokio::test]
 async fn a_start_goes_on_from_a_template_and_grows_to_its_size() {
     let bench = Bench::new();
-    let mut large = plan(&bench, "a");
+    let mut large = templated_plan(&bench, "a");
     large.vm.max_vcpus = 4;
     large.vm.max_memory_mib = 1024;
     large.vm.memory_slots = 4;
@@ -128,7 +81,7 @@ async fn a_start_goes_on_from_a_template_and_grows_to_its_size() {
 async fn templates_can_be_switched_off() {
     let bench = Bench::new();
     made(&bench).await;
-    let mut plan = plan(&bench, "a");
+    let mut plan = templated_plan(&bench, "a");
     plan.factory.template = false;
     let start = life(&bench, plan).await.unwrap();
     assert_eq!(start.template, None);
@@ -143,11 +96,11 @@ async fn a_template_that_does_not_do_is_thrown_away_and_the_start_is_cold() {
         let bench = Bench::new();
         let key = made(&bench).await;
         bench.faults.fail_at_name(step);
-        let start = life(&bench, plan(&bench, "a")).await.unwrap();
+        let start = life(&bench, templated_plan(&bench, "a")).await.unwrap();
         assert_eq!(start.template, None, "{step}");
         assert!(!start.why_cold.is_empty(), "{step}");
         assert_eq!(bench.ledger.take_orders(), 1, "{step}");
-        let kept = TemplateStore::of(&plan(&bench, "a").factory).list();
+        let kept = TemplateStore::of(&templated_plan(&bench, "a").factory).list();
         assert!(kept.is_empty(), "{step}: {key} {kept:?}");
         assert_eq!(
             files(&bench.dir.path().join("memory")),
@@ -162,7 +115,7 @@ async fn every_step_of_a_start_from_a_template_fails_once_and_nothing_is_left() 
     let bench = Bench::new();
     made(&bench).await;
     let before = bench.faults.count();
-    life(&bench, plan(&bench, "a")).await.unwrap();
+    life(&bench, templated_plan(&bench, "a")).await.unwrap();
     let steps = bench.faults.count() - before;
     assert!(steps > 20, "only {steps} steps were counted");
     for k in 0..steps {
@@ -170,8 +123,8 @@ async fn every_step_of_a_start_from_a_template_fails_once_and_nothing_is_left() 
         made(&bench).await;
         bench.faults.fail_at(k);
         // Nothing is left, whether it started cold or was refused.
-        let _ = life(&bench, plan(&bench, "a")).await;
-        life(&bench, plan(&bench, "a"))
+        let _ = life(&bench, templated_plan(&bench, "a")).await;
+        life(&bench, templated_plan(&bench, "a"))
             .await
             .unwrap_or_else(|e| panic!("retry after step {k}: {e}"));
     }
@@ -185,7 +138,7 @@ async fn every_step_of_making_one_fails_once_and_nothing_is_left_but_the_reason(
     assert!(steps > 10, "only {steps} steps were counted");
     for k in 0..steps {
         let bench = Bench::new();
-        let plan = plan(&bench, "a");
+        let plan = templated_plan(&bench, "a");
         bench.faults.fail_at(k);
         let result = make(&order(&plan), bench.host.as_ref(), bench.vmm.as_ref()).await;
         let step = bench.faults.name(k);
@@ -219,7 +172,7 @@ async fn every_step_of_making_one_fails_once_and_nothing_is_left_but_the_reason(
 #[tokio::test]
 async fn one_is_made_however_many_ask() {
     let bench = Bench::new();
-    let order = order(&plan(&bench, "a"));
+    let order = order(&templated_plan(&bench, "a"));
     bench.faults.hang_at(Some("connect_guest"));
     {
         let mut first = Box::pin(make(&order, bench.host.as_ref(), bench.vmm.as_ref()));
@@ -301,7 +254,7 @@ async fn damage_is_found_before_a_vm_is_started() {
     for (what, harm) in harms {
         let bench = Bench::new();
         let key = made(&bench).await;
-        let plan = plan(&bench, "a");
+        let plan = templated_plan(&bench, "a");
         let memory = &plan.factory.template_memory;
         harm(
             &plan.factory.template_path.join(key.as_str()),
@@ -317,7 +270,7 @@ async fn damage_is_found_before_a_vm_is_started() {
         assert!(!bench.faults.reached("restore"), "{what}");
         made(&bench).await;
         assert!(
-            life(&bench, self::plan(&bench, "a"))
+            life(&bench, templated_plan(&bench, "a"))
                 .await
                 .unwrap()
                 .template
@@ -331,7 +284,7 @@ async fn damage_is_found_before_a_vm_is_started() {
 #[tokio::test]
 async fn one_directory_for_everything_does() {
     let bench = Bench::new();
-    let mut plan = plan(&bench, "a");
+    let mut plan = templated_plan(&bench, "a");
     plan.factory
         .template_memory
         .clone_from(&plan.factory.template_path);
@@ -363,7 +316,7 @@ async fn one_directory_for_everything_does() {
 async fn gc_keeps_what_is_of_use_and_removes_what_is_stale() {
     let bench = Bench::new();
     let key = made(&bench).await;
-    let plan = plan(&bench, "a");
+    let plan = templated_plan(&bench, "a");
     let store = TemplateStore::of(&plan.factory);
     assert_eq!(store.collect(|_| Ok(())), (Vec::new(), Vec::new()));
     assert_eq!(store.list().len(), 1);
@@ -384,7 +337,7 @@ async fn gc_keeps_what_is_of_use_and_removes_what_is_stale() {
 #[tokio::test]
 async fn a_directory_that_cannot_be_had_is_an_error_of_the_maker_only() {
     let bench = Bench::new();
-    let mut plan = plan(&bench, "a");
+    let mut plan = templated_plan(&bench, "a");
     // A file where the directory should be.
     std::fs::write(bench.dir.path().join("file"), "").unwrap();
     plan.factory.template_path = bench.dir.path().join("file/templates");
@@ -403,7 +356,7 @@ async fn a_directory_that_cannot_be_had_is_an_error_of_the_maker_only() {
 async fn a_maker_that_is_killed_at_any_step_is_in_nobodys_way() {
     for step in ["launch", "resume", "connect_guest", "save"] {
         let bench = Bench::new();
-        let order = order(&plan(&bench, "a"));
+        let order = order(&templated_plan(&bench, "a"));
         bench.faults.hang_at(Some(step));
         {
             let mut making = Box::pin(make(&order, bench.host.as_ref(), bench.vmm.as_ref()));
@@ -417,7 +370,7 @@ async fn a_maker_that_is_killed_at_any_step_is_in_nobodys_way() {
         }
         bench.faults.hang_at(None);
         assert_eq!(files(&order.factory.template_memory).len(), 1, "{step}");
-        let start = life_beside(&bench, plan(&bench, "a")).await;
+        let start = life_beside(&bench, templated_plan(&bench, "a")).await;
         assert_eq!(start.template, None, "{step}: half of one is none");
         made(&bench).await;
         assert_eq!(files(&order.factory.template_memory).len(), 1, "{step}");
@@ -455,7 +408,7 @@ async fn life_beside(bench: &Bench, plan: SandboxPlan) -> bulkhead_model::snapsh
 #[tokio::test]
 async fn a_vmm_that_was_upgraded_makes_a_cold_start_and_a_template_of_its_own() {
     let bench = Bench::new();
-    let mut plan = plan(&bench, "a");
+    let mut plan = templated_plan(&bench, "a");
     let vmm = bench.dir.path().join("vmm");
     plan.vm.hypervisor.clone_from(&vmm);
     let install = |from: &str| {
@@ -489,12 +442,18 @@ async fn clocks_that_jump() {
     made(&bench).await;
     for now in [1_000_000_000_000_000_000, 3_000_000_000_000_000_000, 5] {
         bench.host.clock.store(now, std::sync::atomic::Ordering::SeqCst);
-        assert!(life(&bench, plan(&bench, "a")).await.unwrap().template.is_some());
+        assert!(
+            life(&bench, templated_plan(&bench, "a"))
+                .await
+                .unwrap()
+                .template
+                .is_some()
+        );
         let told = bench.ledger.identities.lock().unwrap().last().unwrap().time_ns;
         assert_eq!(told, now);
     }
     // Files that are, by such a clock, of a time to come: of use, and in nobody's way.
-    let plan = plan(&bench, "a");
+    let plan = templated_plan(&bench, "a");
     let store = TemplateStore::of(&plan.factory);
     let key = store.list()[0].key.clone();
     let to_come = std::time::SystemTime::now() + Duration::from_secs(400 * 24 * 3600);
@@ -518,11 +477,11 @@ async fn a_vmm_that_is_killed_does_not_cost_the_template() {
     let bench = Bench::new();
     let key = made(&bench).await;
     bench.vmm.kill_next_restore();
-    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    let start = life(&bench, templated_plan(&bench, "a")).await.unwrap();
     assert_eq!(start.template, None);
     assert!(start.why_cold.contains("Signal(9)"), "{start:?}");
     assert_eq!(bench.ledger.take_orders(), 0);
-    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    let start = life(&bench, templated_plan(&bench, "a")).await.unwrap();
     assert_eq!(start.template, Some(key.to_string()));
 }
 
@@ -533,7 +492,7 @@ async fn a_start_is_retried_once() {
     made(&bench).await;
     let before = bench.faults.count();
     bench.faults.fail_each(&["restore", "launch"]);
-    let refused = life(&bench, plan(&bench, "a")).await.unwrap_err();
+    let refused = life(&bench, templated_plan(&bench, "a")).await.unwrap_err();
     assert!(refused.message.contains("injected into launch"), "{refused}");
     let starts = (before..bench.faults.count())
         .filter(|k| ["restore", "launch"].contains(&bench.faults.name(*k)))
@@ -551,7 +510,7 @@ async fn the_clock_is_set_until_it_is_right() {
     for tick in [1_000_000, 20_000_000] {
         bench.ledger.identities.lock().unwrap().clear();
         bench.host.tick.store(tick, SeqCst);
-        let mut plan = plan(&bench, "a");
+        let mut plan = templated_plan(&bench, "a");
         plan.hostname = Some("name".into());
         assert!(life(&bench, plan).await.unwrap().template.is_some());
         told.push(std::mem::take(&mut *bench.ledger.identities.lock().unwrap()));
@@ -573,9 +532,9 @@ async fn a_vm_that_is_killed_while_its_agent_is_waited_for_does_not_cost_the_tem
         .host
         .kill_vm
         .store(true, std::sync::atomic::Ordering::SeqCst);
-    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    let start = life(&bench, templated_plan(&bench, "a")).await.unwrap();
     assert_eq!(start.template, None);
     assert!(start.why_cold.contains("Signal(9)"), "{start:?}");
-    let start = life(&bench, plan(&bench, "a")).await.unwrap();
+    let start = life(&bench, templated_plan(&bench, "a")).await.unwrap();
     assert_eq!(start.template, Some(key.to_string()));
 }

@@ -16,12 +16,14 @@ mod faults;
 mod guest;
 mod host;
 mod network;
+mod template;
 mod vmm;
 
 pub use faults::*;
 pub use guest::*;
 pub use host::*;
 pub use network::*;
+pub use template::*;
 pub use vmm::*;
 
 use async_trait::async_trait;
