@@ -9,8 +9,8 @@
 
 use super::tasks::Tasks;
 use bulkhead_model::{Failure, FailureKind, SandboxId, SandboxPlan};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use tokio::sync::{Notify, oneshot};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{SetOnce, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// How long an order may take until its sandbox is there: a supervisor coming up.
@@ -19,8 +19,7 @@ const OPEN_DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 /// The desk of one shim.
 pub(super) struct Desk {
     pub(super) id: SandboxId,
-    tasks: OnceLock<Arc<Tasks>>,
-    opened: Notify,
+    tasks: SetOnce<Arc<Tasks>>,
     order: Mutex<Option<oneshot::Sender<SandboxPlan>>>,
     /// Cancelled when containerd is done with this shim.
     pub(super) over: CancellationToken,
@@ -32,8 +31,7 @@ impl Desk {
         let (order, ordered) = oneshot::channel();
         let desk = Self {
             id,
-            tasks: OnceLock::new(),
-            opened: Notify::new(),
+            tasks: SetOnce::new(),
             order: Mutex::new(Some(order)),
             over: CancellationToken::new(),
         };
@@ -44,7 +42,6 @@ impl Desk {
     pub(super) fn open(&self, tasks: Arc<Tasks>) {
         // Opened once, by the supervisor.
         let _ = self.tasks.set(tasks);
-        self.opened.notify_waiters();
     }
 
     /// The containers.
@@ -65,7 +62,6 @@ impl Desk {
     /// # Errors
     /// `AlreadyExists` for a second order under way, `DeadlineExceeded`.
     pub(super) async fn order(&self, plan: SandboxPlan) -> Result<(), Failure> {
-        let opened = self.opened.notified();
         let order = self.order.lock().unwrap_or_else(PoisonError::into_inner).take();
         let taken = order.is_some_and(|order| order.send(plan).is_ok());
         if self.tasks().is_ok() {
@@ -77,11 +73,17 @@ impl Desk {
                 format!("sandbox {} is being created", self.id),
             ));
         }
-        let waited = tokio::time::timeout(OPEN_DEADLINE, opened).await;
-        if waited.is_err() {
-            self.tasks().map(drop)?;
+        match tokio::time::timeout(OPEN_DEADLINE, self.tasks.wait()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Failure::new(
+                FailureKind::DeadlineExceeded,
+                format!(
+                    "sandbox {} was not there within {} s",
+                    self.id,
+                    OPEN_DEADLINE.as_secs()
+                ),
+            )),
         }
-        Ok(())
     }
 }
 
