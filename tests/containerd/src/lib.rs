@@ -13,6 +13,7 @@
 
 mod cri;
 mod daemon;
+mod exec;
 mod image;
 mod place;
 mod shim;
@@ -20,6 +21,7 @@ mod world;
 
 pub use cri::{Cri, NamespaceMode, NamespaceOption, Pod};
 pub use daemon::Daemon;
+pub use exec::exec;
 pub use image::{BUSYBOX, PAUSE};
 pub use place::{Engine, Place};
 pub use shim::{Bundle, Refused, Shim};

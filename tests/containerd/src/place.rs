@@ -1,6 +1,6 @@
 //! One test's place in the world: a directory, names nobody else uses, and the audit at its end.
 
-use bulkhead_e2e::{Audit, Call};
+use bulkhead_e2e::{Audit, Call, until};
 use bulkhead_host::process::{MARKER, Spawn, marked, signal_exact, wait_gone};
 use bulkhead_model::SandboxId;
 use bulkhead_sandbox::Layout;
@@ -147,6 +147,15 @@ impl Place {
         let own = format!("file {}", self.dir.display());
         leaks.retain(|leak| *leak != own && !leak.starts_with("network link"));
         leaks
+    }
+
+    /// Waits until the shim of the test's sandbox `id` has ended, and asserts that nothing is left of it.
+    #[track_caller]
+    pub fn assert_shim_ends(&self, id: &str, within: Duration) {
+        until("the shim has ended", within, || {
+            self.marked(&self.token, id, "supervisor").is_empty()
+        });
+        self.assert_no_sandbox(&self.token, id);
     }
 
     /// Asserts that nothing is left but what runs in the test's surroundings (a containerd).

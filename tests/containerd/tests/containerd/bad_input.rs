@@ -1,7 +1,7 @@
 //! Input nobody should send, the test in containerd's place: codes as runc's shim answers, nothing hung, nothing left.
 
 use bulkhead_containerd::{Bundle, Engine, Place, Refused, Shim};
-use bulkhead_e2e::{QUICK, VERB, until};
+use bulkhead_e2e::{QUICK, VERB};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, Empty, ExecProcessRequest, PauseRequest, PidsRequest, PidsResponse, StatsRequest,
     StatsResponse, UpdateTaskRequest,
@@ -19,20 +19,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, Refused>) -> Code {
 }
 
 fn exec(id: &str, exec: &str, script: &str) -> ExecProcessRequest {
-    let spec = serde_json::json!({
-        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
-    });
-    ExecProcessRequest {
-        id: id.to_owned(),
-        exec_id: exec.to_owned(),
-        spec: Some(Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-            value: spec.to_string().into_bytes(),
-            ..Any::default()
-        })
-        .into(),
-        ..ExecProcessRequest::default()
-    }
+    bulkhead_containerd::exec(id, exec, &["/bin/sh", "-c", script])
 }
 
 on_both! {
@@ -233,10 +220,7 @@ fn a_root_file_system_that_vanished() {
     let failed = failed.unwrap_err();
     assert!(failed.message.contains("root file system"), "{failed:?}");
     shim.shutdown(&id);
-    until("the shim has ended", QUICK, || {
-        place.marked(place.token(), &id, "supervisor").is_empty()
-    });
-    place.assert_no_sandbox(place.token(), &id);
+    place.assert_shim_ends(&id, QUICK);
 }
 
 /// `delete` without anything to delete, twice, and with a shim that is there.
@@ -252,10 +236,7 @@ fn the_delete_action() {
     shim.create(&bundle).unwrap();
     shim.begin(&id, "").unwrap();
     let _ = Shim::invoke(&place, Engine::Bulkhead, &bundle, "delete").ok();
-    until("the shim has ended", VERB, || {
-        place.marked(place.token(), &id, "supervisor").is_empty()
-    });
-    place.assert_no_sandbox(place.token(), &id);
+    place.assert_shim_ends(&id, VERB);
     let _ = Shim::invoke(&place, Engine::Bulkhead, &bundle, "delete").ok();
     let failed = Shim::invoke(&place, Engine::Bulkhead, &bundle, "frobnicate");
     failed.fails(&["frobnicate"]);

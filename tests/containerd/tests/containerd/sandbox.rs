@@ -118,10 +118,7 @@ fn ordered_without_a_bundles_specification() {
 
     let _: StopSandboxResponse = ask(&shim, "StopSandbox", &of!(StopSandboxRequest, id)).unwrap();
     let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
-    until("the shim has ended", VERB, || {
-        place.marked(place.token(), &id, "supervisor").is_empty()
-    });
-    place.assert_no_sandbox(place.token(), &id);
+    place.assert_shim_ends(&id, VERB);
 }
 
 /// One that is told to go before anything was ordered, and one that is deleted after it was killed.
@@ -137,10 +134,7 @@ fn never_ordered_it_leaves_nothing() {
     let told = bundle(0);
     let shim = Shim::start(&place, Engine::Bulkhead, &told);
     shim.shutdown(&told.id);
-    until("the shim has ended", VERB, || {
-        place.marked(place.token(), &told.id, "supervisor").is_empty()
-    });
-    place.assert_no_sandbox(place.token(), &told.id);
+    place.assert_shim_ends(&told.id, VERB);
 
     let killed = bundle(1);
     let _ = Shim::start(&place, Engine::Bulkhead, &killed);
@@ -240,8 +234,5 @@ fn through_its_life() {
     let _: StopSandboxResponse = ask(&shim, "StopSandbox", &stop).unwrap();
     // It ends before its answer has arrived, or after.
     let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
-    until("the shim has ended", VERB, || {
-        place.marked(place.token(), &id, "supervisor").is_empty()
-    });
-    place.assert_no_sandbox(place.token(), &id);
+    place.assert_shim_ends(&id, VERB);
 }

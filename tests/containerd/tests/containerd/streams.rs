@@ -1,28 +1,11 @@
 //! Standard streams of a shim's processes, the test in containerd's place.
 
-use bulkhead_containerd::{Bundle, Engine, Place, Shim};
+use bulkhead_containerd::{Bundle, Engine, Place, Shim, exec};
 use bulkhead_e2e::{VERB, until};
-use containerd_shim_protos::api::{CloseIORequest, Empty, ExecProcessRequest};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::api::{CloseIORequest, Empty};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-
-fn exec(id: &str, exec: &str, args: &[&str]) -> ExecProcessRequest {
-    let spec =
-        serde_json::json!({ "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } });
-    ExecProcessRequest {
-        id: id.to_owned(),
-        exec_id: exec.to_owned(),
-        spec: Some(Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-            value: spec.to_string().into_bytes(),
-            ..Any::default()
-        })
-        .into(),
-        ..ExecProcessRequest::default()
-    }
-}
 
 /// FIFOs whose readers go away and come back, half-close, files, a logging program, in one container.
 #[test]

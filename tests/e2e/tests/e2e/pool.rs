@@ -123,10 +123,7 @@ fn o21_two_at_once_take_two_and_a_third_goes_on_by_itself() {
     shop.lab.assert_clean();
     // Nothing waits any more: from the template.
     let bundle = shop.lab.bundle().script("exec sleep 600");
-    let id = shop.lab.id();
-    let _ = shop
-        .call(&["run", "--detach", "--bundle", bundle.arg(), &id])
-        .ok();
+    let id = shop.run(&bundle);
     let provenance = shop.provenance(&id);
     assert_eq!(
         (&provenance["pool"], &provenance["template"]),

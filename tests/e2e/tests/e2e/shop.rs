@@ -1,6 +1,6 @@
 //! What the tests of templates share: a lab that keeps templates of its own.
 
-use bulkhead_e2e::{Call, Lab, Outcome, VERB};
+use bulkhead_e2e::{Bundle, Call, Lab, Outcome, VERB};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -36,6 +36,15 @@ impl Shop {
     pub(crate) fn prepare(&self, args: &[&str]) -> Call {
         let config = self.config.to_str().unwrap();
         self.lab.call_with(&["--config", config], args).within(VERB)
+    }
+
+    /// Runs a bundle in the background; its id.
+    pub(crate) fn run(&self, bundle: &Bundle) -> String {
+        let id = self.lab.id();
+        let _ = self
+            .call(&["run", "--detach", "--bundle", bundle.arg(), &id])
+            .ok();
+        id
     }
 
     /// Makes the template; its key.

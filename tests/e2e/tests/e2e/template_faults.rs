@@ -107,10 +107,7 @@ fn killed_while_going_on() {
     mounted.make_read_only();
     let bundle = shop.lab.bundle().script("exec sleep 600");
     let from_template = || {
-        let id = shop.lab.id();
-        let _ = shop
-            .call(&["run", "--detach", "--bundle", bundle.arg(), &id])
-            .ok();
+        let id = shop.run(&bundle);
         assert_eq!(shop.provenance(&id)["template"], key.as_str());
         shop.lab.delete(&id);
     };
@@ -169,10 +166,7 @@ fn a_clone_that_never_answers() {
     });
     std::fs::write(&place, record.to_string()).unwrap();
     let bundle = shop.lab.bundle().script("exec sleep 600");
-    let id = shop.lab.id();
-    let _ = shop
-        .call(&["run", "--detach", "--bundle", bundle.arg(), &id])
-        .ok();
+    let id = shop.run(&bundle);
     let provenance = shop.provenance(&id);
     assert_eq!(provenance["template"], Value::Null, "{provenance}");
     assert!(
