@@ -1,10 +1,9 @@
-//! Virtual machine monitors: a small mandatory trait with optional facets, a QEMU driver, a fake.
+//! Virtual machine monitors: a small mandatory trait with optional facets, and a QEMU driver.
 //!
 //! Owns: VMM arguments and QMP. Never knows OCI, containers or TOML. Called by `sandbox` and, for the
 //! probe, by `cli`.
 
 pub mod assets;
-pub mod fake;
 pub mod machine;
 pub mod probe;
 pub mod qemu;

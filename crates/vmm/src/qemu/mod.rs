@@ -25,7 +25,7 @@ mod snapshot;
 mod start;
 mod stderr;
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
 
 use crate::{Launch, Vm, Vmm, VmmError};
 use async_trait::async_trait;

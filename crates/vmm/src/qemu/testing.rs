@@ -76,7 +76,7 @@ pub(super) fn names(asked: &Asked) -> Vec<String> {
 }
 
 /// A small plan; tests change what they are about.
-pub(crate) fn plan() -> VmPlan {
+pub(super) fn plan() -> VmPlan {
     VmPlan {
         hypervisor: "/usr/bin/qemu-system-x86_64".into(),
         kernel: "/k/vmlinux".into(),
