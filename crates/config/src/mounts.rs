@@ -1,4 +1,6 @@
-//! Mounts and devices of a spec → plans (O-04, O-06), and the kinds of volumes paths tell of (M-07, M-08).
+//! Mounts and devices of a spec → plans (O-04, O-06).
+//!
+//! Owns: the translation. Never: which mounts are shared with the guest (the engine's). Called by `plan`.
 
 use crate::files::HostFiles;
 use crate::spec::{At, SpecError};
@@ -101,35 +103,5 @@ pub(crate) fn shm_bytes(at: At<'_>, mounts: &[MountPlan], files: &dyn HostFiles)
             })
         }
         _ => Ok(DEFAULT_SHM_BYTES),
-    }
-}
-
-/// Whether a path is the data of a Docker volume (M-07).
-#[must_use]
-pub fn is_docker_volume(path: &Path) -> bool {
-    path.starts_with("/var/lib/docker/volumes") && path.file_name().is_some_and(|name| name == "_data")
-}
-
-/// Kinds of Kubernetes volumes that paths tell of (M-08).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KubernetesVolume {
-    /// Scratch space.
-    EmptyDir,
-    /// Configuration.
-    ConfigMap,
-    /// Secrets.
-    Secret,
-}
-
-impl KubernetesVolume {
-    /// The kind by the second-to-last element of a volume's path.
-    #[must_use]
-    pub fn of(path: &Path) -> Option<Self> {
-        match path.parent()?.file_name()?.to_str()? {
-            "kubernetes.io~empty-dir" => Some(Self::EmptyDir),
-            "kubernetes.io~configmap" => Some(Self::ConfigMap),
-            "kubernetes.io~secret" => Some(Self::Secret),
-            _ => None,
-        }
     }
 }

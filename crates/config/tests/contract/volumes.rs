@@ -1,41 +1,10 @@
-//! M-07, M-08, M-11 and O-06.
+//! M-11 and O-06.
 
 use crate::support::*;
 use bulkhead_config::Config;
 use bulkhead_config::PlanKind;
-use bulkhead_config::mounts::{DEFAULT_SHM_BYTES, KubernetesVolume, is_docker_volume};
+use bulkhead_config::mounts::DEFAULT_SHM_BYTES;
 use serde_json::{Value, json};
-use std::path::Path;
-
-/// M-07.
-#[test]
-fn m07_docker_volume() {
-    assert!(is_docker_volume(Path::new("/var/lib/docker/volumes/v1/_data")));
-    assert!(is_docker_volume(Path::new("/var/lib/docker/volumes/_data")));
-    assert!(!is_docker_volume(Path::new("/var/lib/docker/volumes/v1/data")));
-    assert!(!is_docker_volume(Path::new(
-        "/var/lib/docker/volumes/v1/_data/sub"
-    )));
-    assert!(!is_docker_volume(Path::new("/var/lib/docker/volumesx/v1/_data")));
-    assert!(!is_docker_volume(Path::new("/srv/v1/_data")));
-}
-
-/// M-08.
-#[test]
-fn m08_kubernetes_volumes() {
-    let of =
-        |kind: &str| KubernetesVolume::of(Path::new(&format!("/var/lib/kubelet/pods/p/volumes/{kind}/v")));
-    assert_eq!(of("kubernetes.io~empty-dir"), Some(KubernetesVolume::EmptyDir));
-    assert_eq!(of("kubernetes.io~configmap"), Some(KubernetesVolume::ConfigMap));
-    assert_eq!(of("kubernetes.io~secret"), Some(KubernetesVolume::Secret));
-    assert_eq!(of("kubernetes.io~csi"), None);
-    assert_eq!(
-        KubernetesVolume::of(Path::new("/a/kubernetes.io~secret/v/sub")),
-        None
-    );
-    assert_eq!(KubernetesVolume::of(Path::new("/")), None);
-    assert_eq!(KubernetesVolume::of(Path::new("kubernetes.io~secret")), None);
-}
 
 fn shm(mounts: Value) -> u64 {
     let mut spec = spec();

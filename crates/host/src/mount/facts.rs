@@ -1,8 +1,7 @@
-//! What a path or a mount is: contract rows M-01 to M-07 and M-12.
+//! What a path or a mount is: contract rows M-01 to M-06 and M-12.
 //!
 //! Owns: classification by path and stat. Never: mounts anything; only [`bind_source`] creates its target.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +46,7 @@ pub struct DeviceNumber {
 impl DeviceNumber {
     /// From a `dev_t` (M-03): major in bits 8 to 19, minor in bits 0 to 7 and 20 to 31.
     #[must_use]
-    pub const fn from_dev(dev: u64) -> Self {
+    pub(crate) const fn from_dev(dev: u64) -> Self {
         Self {
             major: ((dev >> 8) & 0xfff) as u32,
             minor: ((dev & 0xff) | ((dev >> 12) & 0xf_ff00)) as u32,
@@ -185,12 +184,6 @@ pub fn bind_source(source: &Path, destination: &Path) -> Result<PathBuf, FactErr
     Ok(resolved)
 }
 
-/// M-07: below `/var/lib/docker/volumes`, last element `_data`.
-#[must_use]
-pub fn is_docker_volume(path: &Path) -> bool {
-    path.starts_with("/var/lib/docker/volumes") && path.file_name() == Some(OsStr::new("_data"))
-}
-
 /// M-12: whether an option is among the options, exactly.
 #[must_use]
 pub fn has_option<S: AsRef<str>>(options: &[S], option: &str) -> bool {
@@ -325,13 +318,6 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("/gone"), "{error}");
-    }
-
-    #[test]
-    fn m_07_docker_volumes() {
-        assert!(is_docker_volume(Path::new("/var/lib/docker/volumes/x/_data")));
-        assert!(!is_docker_volume(Path::new("/var/lib/docker/volumes/x/_data/y")));
-        assert!(!is_docker_volume(Path::new("/var/lib/docker/volumesx/_data")));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod tree;
 pub use count::{CountError, count_files};
 pub use facts::{
     DeviceNumber, FactError, PathDevice, bind_source, device_for_path, has_option, has_option_prefix,
-    is_block_device, is_device_mapper, is_docker_volume, is_host_device, is_symlink, is_system_mount,
+    is_block_device, is_device_mapper, is_host_device, is_symlink, is_system_mount,
 };
 pub use info::{MountInfo, MountInfoError, parse, read};
 pub use options::mount_by_options;
