@@ -302,9 +302,9 @@ options! {
         disable_guest_seccomp: bool = false, {
             annotation: true, applies: "containers", when: "for guest kernels without seccomp",
         }
-        /// Put all host processes of a sandbox into its pod's cgroup.
+        /// Keep VMM, daemon and stubs in the pod's cgroup: read for the sake of existing configurations, and without effect, as they always are.
         sandbox_cgroup_only: bool = false, {
-            annotation: true, applies: "host cgroups", when: "when pod overhead is accounted for, as Kubernetes can",
+            annotation: true, applies: "nothing", when: "never",
         }
         /// Make no network namespace for the VMM; needs internetworking_model = "none".
         disable_new_netns: bool = false, {
@@ -327,18 +327,18 @@ options! {
         valid_config_paths: Globs = Globs::default(), {
             applies: "annotations", when: "to offer several classes of sandboxes under one runtime name",
         }
-        /// Containers may share the agent's pid namespace.
-        enable_agent_pidns: bool = false, { applies: "containers", when: "to debug the agent from a container" }
+        /// Containers may share the agent's pid namespace: read for the sake of existing configurations, and without effect.
+        enable_agent_pidns: bool = false, { applies: "nothing", when: "never" }
         /// Share Kubernetes empty-dir volumes with the host in place of directories in the guest.
         disable_guest_empty_dir: bool = false, {
             applies: "Kubernetes empty-dir volumes", when: "when the host must see or limit their content",
         }
-        /// Watch the network namespace and plug interfaces that appear later.
-        enable_netmon: bool = false, { applies: "the network", when: "for networks that change under a running sandbox" }
-        /// Program that watches the network namespace; unset means the built-in watch.
-        netmon_path: Option<PathBuf> = None, { applies: "the network", when: "never" }
-        /// More log output of the network watch.
-        enable_netmon_debug: bool = false, { applies: "the network", when: "to debug it" }
+        /// Watch the network namespace: read for the sake of existing configurations, and without effect, as it always is.
+        enable_netmon: bool = false, { applies: "nothing", when: "never" }
+        /// Program that watches the network namespace: read for the sake of existing configurations, and without effect.
+        netmon_path: Option<PathBuf> = None, { applies: "nothing", when: "never" }
+        /// More log output of the network watch: read for the sake of existing configurations, and without effect.
+        enable_netmon_debug: bool = false, { applies: "nothing", when: "never" }
         /// More log output of the supervisor.
         enable_debug: bool = false, { applies: "logs", when: "when something is to be reported" }
         /// Record trace spans of the supervisor.
