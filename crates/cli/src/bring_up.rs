@@ -21,9 +21,7 @@ use bulkhead_shim::oci_state::OciState;
 use bulkhead_shim::stub::{self, Stub, StubRequest};
 use bulkhead_shim::{Client, launch, offline};
 use clap::Args;
-use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Options that `create` and `run` share.
@@ -179,7 +177,7 @@ fn build(
     let paths = context.layout.sandbox(&site.sandbox);
     let mut request =
         StubRequest::for_container(container, paths.control_socket(), &paths.marker, console.stdio);
-    request.log = stub_log(&paths.log());
+    request.log_to(&paths.log());
     let spawning = || stub::spawn(request).map_err(|e| e.to_failure());
     let stub = context.watch.time(Lane::Stub, "start the stub", spawning)?;
     for refusal in &stub.refusals {
@@ -258,17 +256,6 @@ fn creating(container: &ContainerPlan, stub: &Stub) -> OciState {
         annotations: container.annotations(),
         ..OciState::creating(&container.id, container.bundle.clone())
     }
-}
-
-/// Where a stub writes its last words.
-pub(crate) fn stub_log(path: &Path) -> Option<OwnedFd> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .ok()
-        .map(OwnedFd::from)
 }
 
 /// Which sandbox the container goes into.

@@ -1,7 +1,7 @@
 //! `exec`: starts a further process in a container (C-16).
 
 use super::Outcome;
-use crate::bring_up::{in_runc_words, refuse_preserved, stub_log};
+use crate::bring_up::{in_runc_words, refuse_preserved};
 use crate::console::{Console, ConsoleFlags};
 use crate::context::{CALL, Context, Found};
 use crate::exec_process::{self, ProcessFlags};
@@ -146,7 +146,7 @@ fn request(
     let paths = context.layout.sandbox(&context.sandbox_of(&found.id)?);
     let socket = paths.control_socket();
     let mut request = StubRequest::for_exec(key, container_stub, socket, &paths.marker, stdio);
-    request.log = stub_log(&paths.log());
+    request.log_to(&paths.log());
     Ok(request)
 }
 

@@ -23,9 +23,6 @@ use bulkhead_model::plan::RootMount;
 use bulkhead_model::timeline::{Lane, Span};
 use bulkhead_model::{ContainerId, ContainerPlan, Failure, FailureKind, SandboxId};
 use bulkhead_sandbox::Command;
-use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -171,7 +168,7 @@ impl Tasks {
             };
             let mut request = StubRequest::for_container(&plan, paths.control_socket(), &paths.marker, none);
             request.handover = Some(streams.handover);
-            request.log = append(&paths.log());
+            request.log_to(&paths.log());
             let began = boottime_ns();
             let stub = stub::spawn(request).map_err(|e| e.to_failure())?;
             let mut spans = vec![Span::new(Lane::Stub, "start the stub", began, boottime_ns())];
@@ -250,15 +247,4 @@ fn run_hooks(plan: &ContainerPlan, stub: &Stub, spans: &mut Vec<Span>) -> Result
         }
     }
     Ok(())
-}
-
-/// Where a stub writes its last words.
-fn append(path: &Path) -> Option<OwnedFd> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .ok()
-        .map(OwnedFd::from)
 }

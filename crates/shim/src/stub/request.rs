@@ -5,8 +5,10 @@
 use super::View;
 use bulkhead_model::{ContainerPlan, HostProcess, ProcessKey, oci};
 use bulkhead_sandbox::StdioSet;
+use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 /// The standard streams of the process, as the stub holds them.
 #[derive(Debug)]
@@ -119,8 +121,6 @@ pub struct StubRequest {
     pub handover: Option<Handover>,
     /// Where it lives.
     pub namespaces: Namespaces,
-    /// `cgroup.procs` files it joins; refusals are reported in [`super::Stub::refusals`].
-    pub cgroup_procs: Vec<PathBuf>,
     /// Where it writes a line when something goes wrong later on; opened for appending.
     pub log: Option<OwnedFd>,
     /// The program; `None` is this one (tests name another).
@@ -144,10 +144,19 @@ impl StubRequest {
                 view: Box::new(View::of(plan)),
                 network: NetworkChoice::of(&plan.spec),
             },
-            cgroup_procs: Vec::new(),
             log: None,
             program: None,
         }
+    }
+
+    /// Has it write what goes wrong later on to `path`, if that can be opened.
+    pub fn log_to(&mut self, path: &Path) {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path);
+        self.log = file.ok().map(OwnedFd::from);
     }
 
     /// For a further process: it joins the namespaces of the container's stub.
@@ -166,7 +175,6 @@ impl StubRequest {
             stdio,
             handover: None,
             namespaces: Namespaces::Join(container_stub),
-            cgroup_procs: Vec::new(),
             log: None,
             program: None,
         }
