@@ -3,10 +3,11 @@
 //! Owns: their records. Never: a process on the host: an exec has none, its pid is the guest's. Called by the task
 //! service.
 
+use super::calls::{in_guest, startable};
 use super::logger::Owner;
 use super::streams::{self, Uris};
 use super::task::{End, Process, Stage, Task};
-use super::tasks::{Tasks, blocking, in_guest, in_runc_words, now_ns, precondition, startable};
+use super::tasks::{Tasks, blocking, in_runc_words, now_ns, precondition};
 use bulkhead_model::{ExecId, ExitStatus, Failure, FailureKind, ProcessKey, oci};
 use bulkhead_sandbox::{Attachment, Command, Luggage, Notice};
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
@@ -151,7 +152,7 @@ impl Tasks {
         let end = match (process.end(), process.stage()) {
             (Some(end), _) => {
                 let drained = process.wait_drained();
-                let _ = tokio::time::timeout(super::tasks::DRAIN_DEADLINE, drained).await;
+                let _ = tokio::time::timeout(super::calls::DRAIN_DEADLINE, drained).await;
                 end
             }
             (None, Stage::Added) => End {

@@ -10,6 +10,7 @@
 //! Owns: the translation between containerd's protocol and the sandbox's commands. Never: what a sandbox does.
 //! Called by `cli` (the binary's name decides) and by the supervisor.
 
+mod calls;
 mod create;
 mod desk;
 mod endings;

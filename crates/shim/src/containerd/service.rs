@@ -5,13 +5,14 @@
 //!
 //! Owns: the messages. Never: what they cause. Called by the ttrpc server.
 
+use super::calls::in_guest;
 use super::create::Creation;
 use super::desk::Desk;
 use super::metrics;
 use super::status;
 use super::streams::Uris;
 use super::task::{End, Process, Stage, Task as Record};
-use super::tasks::{Tasks, in_guest, timestamp, unexpected};
+use super::tasks::{Tasks, timestamp, unexpected};
 use async_trait::async_trait;
 use bulkhead_model::failure::chain;
 use bulkhead_model::plan::RootMount;
