@@ -397,26 +397,10 @@ async fn c15_a_second_container_goes_alone() {
     create(&handle, "b", false).await.unwrap();
     let mounts = bench.ledger.mounts.lock().unwrap().len();
     call(&handle, Command::Start { id: id("b") }).await.unwrap();
-    call(
-        &handle,
-        Command::Delete {
-            id: id("b"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap();
+    remove(&handle, "b").await.unwrap();
     assert_eq!(bench.ledger.mounts.lock().unwrap().len(), mounts - 2);
     assert!(handle.snapshot().containers.contains_key(&id("a")));
-    call(
-        &handle,
-        Command::Delete {
-            id: id("a"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap();
+    remove(&handle, "a").await.unwrap();
     engine.await.unwrap();
     bench.assert_nothing_left("a", "pod");
 }
@@ -429,15 +413,7 @@ async fn what_sticks_is_named_and_kept_for_gc() {
     create(&handle, "a", true).await.unwrap();
     let share = bench.paths("a").share();
     *bench.host.sticky.lock().unwrap() = Some(share.clone());
-    let failure = call(
-        &handle,
-        Command::Delete {
-            id: id("a"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap_err();
+    let failure = remove(&handle, "a").await.unwrap_err();
     assert!(
         failure.message.contains(&share.display().to_string()),
         "{failure}"

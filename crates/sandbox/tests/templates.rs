@@ -396,11 +396,7 @@ async fn life_beside(bench: &Bench, plan: SandboxPlan) -> bulkhead_model::snapsh
     let Reply::Snapshot { snapshot } = call(&handle, Command::Snapshot).await.unwrap() else {
         panic!("no snapshot")
     };
-    let force = Command::Delete {
-        id: id("a"),
-        force: true,
-    };
-    call(&handle, force).await.unwrap();
+    remove(&handle, "a").await.unwrap();
     assert_eq!(engine.await.unwrap(), Vec::<String>::new());
     snapshot.provenance
 }

@@ -80,15 +80,7 @@ async fn every_step_of_a_start_and_a_stop_is_recorded_in_order() {
     .await
     .unwrap();
     let before = shown(&handle).await;
-    call(
-        &handle,
-        Command::Delete {
-            id: id("a"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap();
+    remove(&handle, "a").await.unwrap();
     assert_eq!(engine.await.unwrap(), Vec::<String>::new());
 
     assert_eq!(before.version, VERSION);
@@ -209,15 +201,7 @@ async fn a_stop_in_a_pod_and_the_end_of_a_process_are_recorded() {
     // Running when it is deleted: it is killed and taken apart.
     create(&handle, "c", false).await.unwrap();
     call(&handle, Command::Start { id: id("c") }).await.unwrap();
-    call(
-        &handle,
-        Command::Delete {
-            id: id("c"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap();
+    remove(&handle, "c").await.unwrap();
     let timeline = shown(&handle).await;
     let deleted = timeline
         .operations
@@ -346,15 +330,7 @@ async fn a_timeline_that_cannot_be_written_is_no_failure() {
     create(&handle, "a", true).await.unwrap();
     call(&handle, Command::Start { id: id("a") }).await.unwrap();
     assert_eq!(shown(&handle).await.operations.len(), 3);
-    call(
-        &handle,
-        Command::Delete {
-            id: id("a"),
-            force: true,
-        },
-    )
-    .await
-    .unwrap();
+    remove(&handle, "a").await.unwrap();
     assert_eq!(engine.await.unwrap(), Vec::<String>::new());
     bench.assert_nothing_left("a", "unwritable timeline");
 }

@@ -279,6 +279,12 @@ pub async fn attach(
     Ok(ear)
 }
 
+/// Deletes a container by force.
+pub async fn remove(handle: &Handle, text: &str) -> Result<Reply, bulkhead_model::Failure> {
+    let id = id(text);
+    call(handle, Command::Delete { id, force: true }).await
+}
+
 pub async fn call(handle: &Handle, command: Command) -> Result<Reply, bulkhead_model::Failure> {
     handle.call(command, Luggage::default()).await
 }

@@ -44,11 +44,7 @@ pub async fn life(bench: &Bench, plan: SandboxPlan) -> Result<Provenance, Failur
     }
     .await;
     if !engine.is_finished() {
-        let force = Command::Delete {
-            id: id("a"),
-            force: true,
-        };
-        let _ = call(&handle, force).await;
+        let _ = remove(&handle, "a").await;
     }
     let left = tokio::time::timeout(Duration::from_secs(60), engine)
         .await
