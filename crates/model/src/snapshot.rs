@@ -1,6 +1,8 @@
 //! What readers see of a sandbox: a value the engine publishes after every change.
+//!
+//! Owns: its shape on the wire and in `inspect`. Never: changes. Made by the engine, read by verbs and the shim.
 
-use crate::{ContainerId, ExecId, ExitStatus, HostProcess, SandboxId, State, oci, stats::SandboxStats};
+use crate::{ContainerId, ExecId, ExitStatus, HostProcess, SandboxId, State, oci};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -81,12 +83,8 @@ impl ContainerSnapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The plan is known, nothing acquired.
+    /// It is on its way, or has not begun.
     Planned,
-    /// Host resources are there.
-    Prepared,
-    /// The VM runs, its agent has not reported in.
-    Booted,
     /// The agent answers.
     Ready,
     /// Taken down.
@@ -140,6 +138,3 @@ pub struct Counters {
     /// Processes spawned by the supervisor.
     pub spawned: u64,
 }
-
-/// Statistics asked for over the wire.
-pub type Stats = SandboxStats;

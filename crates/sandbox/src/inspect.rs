@@ -40,7 +40,7 @@ pub fn tree(snapshot: &SandboxSnapshot, plan: &SandboxPlan, paths: &SandboxPaths
         .collect();
     let mut devices = vec![
         json!({ "id": "rng0", "kind": "virtio-rng" }),
-        json!({ "id": "serial0", "kind": "virtio-serial" }),
+        json!({ "id": "serial", "kind": "virtio-serial" }),
     ];
     if plan.vm.shared_fs != SharedFs::None {
         devices.push(
