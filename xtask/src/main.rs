@@ -18,6 +18,7 @@ mod floors;
 mod fuzz;
 mod kernel;
 mod lint;
+mod promises;
 mod rules;
 mod setup;
 mod tests;
@@ -56,7 +57,7 @@ enum Task {
     Demo,
     /// Run every test, unit and real-VM
     Test(tests::TestArguments),
-    /// Check format, clippy, dependency direction and house rules
+    /// Check format, clippy, dependency direction, house rules and the tests that promises name
     Lint,
     /// List the rows of the contract and their tests; fails for a row without one
     Contract,
