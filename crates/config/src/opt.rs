@@ -49,7 +49,7 @@ impl Section {
 
     /// Prefix of its annotations; `None` when it has none.
     #[must_use]
-    pub const fn annotation_prefix(self) -> Option<&'static str> {
+    pub(crate) const fn annotation_prefix(self) -> Option<&'static str> {
         match self {
             Self::Hypervisor => Some("io.katacontainers.config.hypervisor."),
             Self::Runtime => Some("io.katacontainers.config.runtime."),
@@ -112,7 +112,7 @@ pub struct Columns {
 
 impl Columns {
     /// What a row has unless it says otherwise.
-    pub const USUAL: Self = Self {
+    pub(crate) const USUAL: Self = Self {
         rule: Rule::Any,
         annotation: false,
         alias: None,

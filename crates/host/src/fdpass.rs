@@ -13,7 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// Longest path of a unix socket in bytes: `sun_path` has 108, one of them the terminating zero (unix(7)).
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// Most descriptors one message carries (`SCM_MAX_FD`, unix(7)).
 pub const MAX_FDS: usize = 253;
@@ -68,7 +68,7 @@ pub enum PassError {
 ///
 /// # Errors
 /// [`PassError::PathTooLong`].
-pub fn check_socket_path(path: &Path) -> Result<(), PassError> {
+pub(crate) fn check_socket_path(path: &Path) -> Result<(), PassError> {
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > MAX_SOCKET_PATH_BYTES {
         return Err(PassError::PathTooLong {

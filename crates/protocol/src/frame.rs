@@ -18,13 +18,13 @@ pub const HEADER_BYTES: usize = 40;
 /// Largest payload in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 /// What fits one virtio-serial write of 32 KiB with its header.
-pub const DATA_BYTES: usize = 32 * 1024 - HEADER_BYTES;
+pub(crate) const DATA_BYTES: usize = 32 * 1024 - HEADER_BYTES;
 /// The guest keeps at most this many bytes of an output unacknowledged.
-pub const WINDOW_BYTES: u64 = 512 * 1024;
+pub(crate) const WINDOW_BYTES: u64 = 512 * 1024;
 /// The host keeps at most this many bytes of an input unacknowledged: the size of the log a successor finds.
-pub const INPUT_WINDOW_BYTES: u64 = 256 * 1024;
+pub(crate) const INPUT_WINDOW_BYTES: u64 = 256 * 1024;
 /// Zeroes sent before the Hello of a re-attachment: they complete whatever frame was torn.
-pub const PADDING_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
+pub(crate) const PADDING_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
 pub(crate) const MAGIC: [u8; 4] = *b"BhF1";
 

@@ -25,7 +25,7 @@ pub fn refuse(kind: FailureKind, message: impl Into<String>) -> ttrpc::Error {
 
 /// The class of a status that was not OK.
 #[must_use]
-pub fn kind_of(status: &Status) -> FailureKind {
+pub(crate) fn kind_of(status: &Status) -> FailureKind {
     match status.code() {
         Code::NOT_FOUND if status.details.iter().any(|d| d.type_url == PROGRAM_NOT_FOUND) => {
             FailureKind::ProgramNotFound

@@ -93,17 +93,7 @@ impl Container {
     /// A container the guest has just made.
     #[must_use]
     pub fn new(plan: ContainerPlan, shares: Vec<Share>, init: Process, created_ns: u64) -> Self {
-        Self {
-            plan,
-            state: State::Ready,
-            created_ns,
-            shares,
-            patched: None,
-            ignored: Vec::new(),
-            out_of_memory: 0,
-            init,
-            execs: BTreeMap::new(),
-        }
+        Self::restored(plan, State::Ready, shares, init, created_ns)
     }
 
     /// A container from saved state (C-09).
@@ -138,7 +128,7 @@ impl Container {
     ///
     /// # Errors
     /// [`IllegalMove`].
-    pub fn advance(&mut self, to: State) -> Result<(), IllegalMove> {
+    pub(crate) fn advance(&mut self, to: State) -> Result<(), IllegalMove> {
         self.state = self.state.moved(to)?;
         Ok(())
     }
@@ -153,7 +143,7 @@ impl Container {
     }
 
     /// The same, to change.
-    pub fn process_mut(&mut self, exec: Option<&ExecId>) -> Option<&mut Process> {
+    pub(crate) fn process_mut(&mut self, exec: Option<&ExecId>) -> Option<&mut Process> {
         match exec {
             None => Some(&mut self.init),
             Some(id) => self.execs.get_mut(id),
@@ -162,7 +152,7 @@ impl Container {
 
     /// Forgets the execs that ended longest ago, but for the newest few: a health check a second must not make the
     /// saved state grow for ever.
-    pub fn forget_old_execs(&mut self) {
+    pub(crate) fn forget_old_execs(&mut self) {
         let mut over: Vec<(u64, ExecId)> = self
             .execs
             .iter()

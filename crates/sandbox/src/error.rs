@@ -210,7 +210,7 @@ impl SandboxError {
 
     /// Whether the VM or its agent is to blame: the guest's console may say more.
     #[must_use]
-    pub fn lost_the_guest(&self) -> bool {
+    pub(crate) fn lost_the_guest(&self) -> bool {
         if let Self::Interface { source, .. } = self {
             return source.lost_the_guest();
         }
@@ -225,7 +225,7 @@ impl SandboxError {
     /// Whether a boot that failed this way may have failed for the accelerator's sake: the VM ended, could not
     /// be driven, or its agent did not come up in time.
     #[must_use]
-    pub fn may_be_the_accelerator(&self) -> bool {
+    pub(crate) fn may_be_the_accelerator(&self) -> bool {
         match self {
             Self::Boot { source, .. } => source.may_be_the_accelerator(),
             Self::Vmm(VmmError::Ended { .. } | VmmError::Deadline { .. })
@@ -237,7 +237,7 @@ impl SandboxError {
     /// Whether a start from a template that failed this way may do better as a boot: the VMM could not load it, or
     /// its guest did not answer.
     #[must_use]
-    pub fn may_be_the_template(&self) -> bool {
+    pub(crate) fn may_be_the_template(&self) -> bool {
         match self {
             Self::Boot { source, .. } => source.may_be_the_template(),
             Self::Vmm(error) => !matches!(error, VmmError::Binary { .. } | VmmError::Asset { .. }),
@@ -248,7 +248,7 @@ impl SandboxError {
 
     /// Whether the VMM was killed from outside (or for want of memory): what it was given is not to blame.
     #[must_use]
-    pub fn is_a_kill(&self) -> bool {
+    pub(crate) fn is_a_kill(&self) -> bool {
         match self {
             Self::Boot { source, .. } => source.is_a_kill(),
             Self::Vmm(VmmError::Ended { exit, .. }) => *exit == VmExit::Signal(9),

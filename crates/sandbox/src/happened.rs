@@ -9,7 +9,7 @@ use bulkhead_model::{ContainerId, ExitStatus, HostProcess, ProcessKey, State};
 
 impl World {
     /// Takes in something that happened.
-    pub async fn happened(&mut self, event: Event) {
+    pub(crate) async fn happened(&mut self, event: Event) {
         match event {
             Event::Exited { key, exit } => {
                 self.timeline.exited(&key);

@@ -105,7 +105,7 @@ impl Resource {
 
     /// Whether it belongs to `container`.
     #[must_use]
-    pub fn belongs_to(&self, container: &ContainerId) -> bool {
+    pub(crate) fn belongs_to(&self, container: &ContainerId) -> bool {
         match self {
             Self::Mount {
                 container: Some(owner),
@@ -186,7 +186,7 @@ impl Journal {
     ///
     /// # Errors
     /// The write's; then nothing may be acquired.
-    pub fn intend_all(&mut self, resources: Vec<Resource>) -> io::Result<Vec<Entry>> {
+    pub(crate) fn intend_all(&mut self, resources: Vec<Resource>) -> io::Result<Vec<Entry>> {
         let first = self.next;
         let numbered = || (first..).zip(&resources);
         self.append_all(numbered().map(|(n, what)| Line::Hold {
@@ -205,7 +205,7 @@ impl Journal {
     ///
     /// # Errors
     /// The write's; the entries are forgotten in memory all the same.
-    pub fn release_all(&mut self, entries: &[Entry]) -> io::Result<()> {
+    pub(crate) fn release_all(&mut self, entries: &[Entry]) -> io::Result<()> {
         for entry in entries {
             self.held.remove(&entry.0);
         }
@@ -231,7 +231,7 @@ impl Journal {
     ///
     /// # Errors
     /// The write's; the entries in memory are complete all the same.
-    pub fn fill_all(&mut self, known: Vec<(Entry, Resource)>) -> io::Result<()> {
+    pub(crate) fn fill_all(&mut self, known: Vec<(Entry, Resource)>) -> io::Result<()> {
         if known.is_empty() {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_ROOT: &str = "/run/bulkhead";
 
 /// Base of socket directories, whatever the root.
-pub const SOCKET_BASE: &str = "/run/bulkhead/s";
+pub(crate) const SOCKET_BASE: &str = "/run/bulkhead/s";
 
 /// The file system layout under one root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl SandboxPaths {
     }
     /// One of the VM's sockets: `qmp`, `control`, `data`, `console`, `fs`.
     #[must_use]
-    pub fn vm_socket(&self, name: &str) -> PathBuf {
+    pub(crate) fn vm_socket(&self, name: &str) -> PathBuf {
         self.sockets.join(name)
     }
     /// Socket on which the stub of a process waits for a fresh supervisor.

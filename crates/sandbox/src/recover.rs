@@ -182,7 +182,11 @@ impl World {
     ///
     /// # Errors
     /// `NoProcess` when it does not stand for the process it names.
-    pub fn attach_again(&mut self, key: &ProcessKey, attachment: Attachment) -> Result<(), SandboxError> {
+    pub(crate) fn attach_again(
+        &mut self,
+        key: &ProcessKey,
+        attachment: Attachment,
+    ) -> Result<(), SandboxError> {
         let guest = self.live().map(|live| live.guest).ok();
         let unknown = || SandboxError::NoProcess(key.to_string());
         let container = self.containers.get_mut(&key.container).ok_or_else(unknown)?;
@@ -227,7 +231,7 @@ impl World {
 
     /// Whether `stub` already stands for the process `key`.
     #[must_use]
-    pub fn stands_for(&self, key: &ProcessKey, stub: HostProcess) -> bool {
+    pub(crate) fn stands_for(&self, key: &ProcessKey, stub: HostProcess) -> bool {
         self.containers
             .get(&key.container)
             .and_then(|container| container.process(key.exec.as_ref()))

@@ -261,7 +261,7 @@ impl World {
     }
 
     /// Adopts running parts and watches them.
-    pub fn go_live(&self, live: Live) {
+    pub(crate) fn go_live(&self, live: Live) {
         // Of their own: they outlive the operation that starts them.
         let span = crate::span::lasting("sandbox", "watch", &self.plan.id);
         let events = self.events.clone();
@@ -343,7 +343,7 @@ impl World {
     ///
     /// # Errors
     /// [`SandboxError::NoContainer`].
-    pub fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, SandboxError> {
+    pub(crate) fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, SandboxError> {
         self.containers
             .get_mut(id)
             .ok_or_else(|| SandboxError::NoContainer(id.clone()))
@@ -377,15 +377,6 @@ impl World {
         Ok(())
     }
 
-    /// Moves the sandbox to `to` and makes it durable (C-02: the in-memory state stands if saving fails).
-    ///
-    /// # Errors
-    /// [`SandboxError::Move`] or the save's.
-    pub fn advance(&mut self, to: State) -> Result<(), SandboxError> {
-        self.state = self.state.moved(to)?;
-        self.save()
-    }
-
     /// Makes the state durable, unless the sandbox is being taken down.
     ///
     /// # Errors
@@ -403,7 +394,7 @@ impl World {
 
     /// Ends the operation under way and writes the timeline if there is something new in it. A timeline that cannot
     /// be written is only logged: nothing depends on it.
-    pub fn settle_timeline(&self) {
+    pub(crate) fn settle_timeline(&self) {
         self.timeline.end();
         let Some(present) = self.timeline.changed() else {
             return;

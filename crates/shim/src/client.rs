@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Largest message in bytes: a plan with a 1 MB environment and 10,000 mounts fits many times.
-pub const MAX_MESSAGE_BYTES: u32 = 64 << 20;
+pub(crate) const MAX_MESSAGE_BYTES: u32 = 64 << 20;
 
 /// What the supervisor sends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

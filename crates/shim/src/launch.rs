@@ -34,7 +34,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Descriptor on which a supervisor inherits the lock of its state directory.
-pub const LOCK_FD: i32 = 3;
+pub(crate) const LOCK_FD: i32 = 3;
 
 /// Makes the state directory of a new sandbox, starts its supervisor and connects. The boot goes on
 /// while the caller continues. On failure nothing is left.
@@ -57,7 +57,7 @@ pub fn shim(layout: &Layout, plan: &SandboxPlan, shim: &Settings) -> Result<Clie
 ///
 /// # Errors
 /// As [`supervisor`].
-pub fn awaiting(layout: &Layout, id: &SandboxId, shim: &Settings) -> Result<(), Failure> {
+pub(crate) fn awaiting(layout: &Layout, id: &SandboxId, shim: &Settings) -> Result<(), Failure> {
     make(layout, id, None, Some(shim)).map(drop)
 }
 

@@ -15,7 +15,7 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Largest size of one log file in bytes; there are at most two.
-pub const MAX_LOG_BYTES: u64 = 2 << 20;
+pub(crate) const MAX_LOG_BYTES: u64 = 2 << 20;
 
 /// A log that never grows beyond twice [`MAX_LOG_BYTES`].
 #[derive(Debug)]

@@ -77,7 +77,7 @@ impl OciState {
 
 /// Nanoseconds since the Unix epoch as RFC 3339 in UTC, without trailing zeros.
 #[must_use]
-pub fn rfc3339(nanoseconds: u64) -> String {
+pub(crate) fn rfc3339(nanoseconds: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanoseconds))
         .ok()
         .and_then(|at| at.format(&Rfc3339).ok())

@@ -129,7 +129,7 @@ pub fn remove(netlink: &mut Netlink, name: &str) -> Result<(), NetlinkError> {
 ///
 /// # Errors
 /// What writing the switch reports.
-pub fn silence_ipv6(name: &str) -> io::Result<()> {
+pub(crate) fn silence_ipv6(name: &str) -> io::Result<()> {
     match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -190,9 +190,6 @@ impl Platform for RealHost {
                     .take_while(|dir| !dir.exists())
                     .map(Path::to_owned),
             );
-            if directory.exists() {
-                continue;
-            }
         }
         Ok(wanted)
     }

@@ -68,7 +68,11 @@ impl World {
     ///
     /// # Errors
     /// A sandbox that is neither ready nor running, an illegal move, then what [`Self::stop`] reports.
-    pub async fn stop_patiently(&mut self, id: &ContainerId, patience: Duration) -> Result<(), SandboxError> {
+    pub(crate) async fn stop_patiently(
+        &mut self,
+        id: &ContainerId,
+        patience: Duration,
+    ) -> Result<(), SandboxError> {
         if !matches!(self.state, State::Ready | State::Running) {
             return Err(SandboxError::SandboxState {
                 operation: "stop",

@@ -48,7 +48,7 @@ const MARK: usize = 8;
 
 /// Whether a link of this name was made by a sandbox: `bh`, eight hexadecimal digits, a dot, a number.
 #[must_use]
-pub fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     let parts = name
         .strip_prefix(TAP_PREFIX)
         .and_then(|rest| rest.split_once('.'));

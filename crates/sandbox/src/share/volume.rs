@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Most files of a volume that is made watchable (C-32).
-pub const MOST_WATCHED_FILES: usize = 8;
+pub(crate) const MOST_WATCHED_FILES: usize = 8;
 
 /// Where Docker keeps its volumes.
 const DOCKER_VOLUMES: &str = "/var/lib/docker/volumes";
@@ -76,7 +76,7 @@ pub fn is_docker(path: &Path) -> bool {
 /// What the host says of an empty-dir; its NotFound means that the source is not there. Other volumes are not
 /// looked at unless they may be watchable, and then whatever keeps their files from being counted makes them
 /// plain.
-pub fn classify(path: &Path) -> io::Result<Volume> {
+pub(crate) fn classify(path: &Path) -> io::Result<Volume> {
     match Kubernetes::of(path) {
         Some(Kubernetes::EmptyDir) => empty_dir(path),
         Some(Kubernetes::ConfigMap | Kubernetes::Secret) => {

@@ -83,7 +83,7 @@ impl Waiting {
     ///
     /// # Errors
     /// rename(2), rmdir(2).
-    pub fn hand_over(&self, sandbox: &str, sockets: &Path) -> io::Result<()> {
+    pub(crate) fn hand_over(&self, sandbox: &str, sockets: &Path) -> io::Result<()> {
         let place = self.claimed(sandbox);
         for name in SOCKETS {
             std::fs::rename(place.join(name), sockets.join(name))?;

@@ -27,7 +27,7 @@ impl Recorder {
 
     /// The same for the first call of a guest: the kernel's and the agent's own start are known from then on. A guest
     /// that was restored has started long before its processors ran here, so there is nothing to show.
-    pub fn came_up(&self, call: Timing, steps: Option<GuestSteps>, hello: &GuestHello) {
+    pub(crate) fn came_up(&self, call: Timing, steps: Option<GuestSteps>, hello: &GuestHello) {
         let Some(steps) = steps else { return };
         let offset = self.place(&call, &steps);
         let mut record = self.record();

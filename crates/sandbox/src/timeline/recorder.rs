@@ -43,7 +43,7 @@ impl Recorder {
     }
 
     /// Goes on where an earlier supervisor stopped: what it left unfinished stays so.
-    pub fn go_on(&self, earlier: Timeline) {
+    pub(crate) fn go_on(&self, earlier: Timeline) {
         let mut record = self.record();
         if record.timeline.sandbox == earlier.sandbox && record.timeline.operations.is_empty() {
             record.timeline = earlier;
@@ -80,7 +80,7 @@ impl Recorder {
     }
 
     /// Begins an operation of the whole sandbox unless one is under way.
-    pub fn begin_unless_open(&self, name: &str) {
+    pub(crate) fn begin_unless_open(&self, name: &str) {
         let open = self.record().open;
         if !open {
             self.begin(name, None, None);

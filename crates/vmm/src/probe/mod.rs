@@ -22,7 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Longest time the loop may take: hardware needs less than a millisecond, software more than a second.
-pub const SPEED_LIMIT: Duration = Duration::from_millis(20);
+pub(crate) const SPEED_LIMIT: Duration = Duration::from_millis(20);
 
 /// What the host can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
