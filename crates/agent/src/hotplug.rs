@@ -1,5 +1,7 @@
 //! Bringing hot-plugged CPUs and memory online, and CPUs offline (contract C-20, C-24; cpu-hotplug.rst,
 //! memory-hotplug.rst).
+//!
+//! Owns: the switches in sysfs. Never: which CPUs a container may use. Called by `service` when the host has plugged something.
 
 use crate::uevent;
 use std::fs;

@@ -1,4 +1,6 @@
 //! The two virtio-serial ports to the host, found by name (virtio 1.2, 5.3 Console Device).
+//!
+//! Owns: their names. Never: what is said on them. Called by `main`, and for the device number no container gets.
 
 use crate::uevent;
 use std::fs::{self, File};

@@ -1,6 +1,6 @@
 //! Durations as Go writes them: `5s`, `1m30s`, `1.5h`, `250ms`.
 //!
-//! Owns: reading them. Called by `events --interval`.
+//! Owns: reading them. Never: what they are of. Called by `events --interval` and `stop --time`.
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 //! Environment entries (O-03), in the two ways they are read.
+//!
+//! Owns: both readings. Never: which variables there are. Called by `plan`, the strict one by tests of the contract only.
 
 use bulkhead_model::plan::EnvVar;
 

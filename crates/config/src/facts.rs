@@ -1,4 +1,6 @@
 //! What a plan must know about the host; handed in, so that planning is a pure function.
+//!
+//! Owns: the list of facts and reading them from the kernel's texts. Never: opens a file. Called by whoever plans.
 
 use bulkhead_model::vm::Accelerator;
 use std::path::PathBuf;

@@ -1,4 +1,6 @@
 //! What a container is in its pod, from the annotations engines set (O-01, O-19, O-20).
+//!
+//! Owns: those keys and their order. Never: sizes (see `sizing`). Called by `plan`.
 
 use crate::overrides::Annotations;
 use bulkhead_model::SandboxId;
@@ -6,14 +8,14 @@ use bulkhead_model::id::IdError;
 use bulkhead_model::plan::{CONTAINER_TYPE_ANNOTATION, ContainerKind};
 
 /// Type keys of containerd, CRI-O and dockershim, in this order.
-pub const TYPE_KEYS: [&str; 3] = [
+pub(crate) const TYPE_KEYS: [&str; 3] = [
     "io.kubernetes.cri.container-type",
     CRIO_TYPE,
     "io.kubernetes.docker.type",
 ];
 
 /// Sandbox-id keys of containerd, CRI-O and dockershim, in this order.
-pub const SANDBOX_KEYS: [&str; 3] = [
+pub(crate) const SANDBOX_KEYS: [&str; 3] = [
     "io.kubernetes.cri.sandbox-id",
     "io.kubernetes.cri-o.SandboxID",
     "io.kubernetes.sandbox.id",

@@ -1,7 +1,7 @@
 //! Options of a root file system's mount → layers and virtual volumes (M-13, D-07).
 //!
 //! Owns what snapshotters may write there and what is wrong with it. Never: whether a volume can be served
-//! (the engine's), nor the devices. Called by the shim and the CLI on the mounts an engine hands over.
+//! (the engine's), nor the devices. Called by nobody yet: what it reads is served with D-07, which is pending.
 
 use base64::Engine as _;
 use bulkhead_model::plan::{NydusImage, OverlayLayer, Verity, VirtualVolume, VolumeContent};
@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Prefix of an option that names a layer.
-pub const LAYER: &str = "io.katacontainers.fs-opt.layer=";
+pub(crate) const LAYER: &str = "io.katacontainers.fs-opt.layer=";
 
 /// Option that marks a layer as backed by a file.
-pub const BLOCK_FILE: &str = "io.katacontainers.fs-opt.block_device=file";
+pub(crate) const BLOCK_FILE: &str = "io.katacontainers.fs-opt.block_device=file";
 
 /// Prefix of an option that describes a virtual volume.
-pub const VOLUME: &str = "io.katacontainers.volume=";
+pub(crate) const VOLUME: &str = "io.katacontainers.volume=";
 
 /// Why an option of a root file system cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

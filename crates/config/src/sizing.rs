@@ -6,6 +6,8 @@
 //! ```
 //!
 //! A limit never makes a container fail to start: what the host cannot give is not given, as with runc.
+//!
+//! Owns: that sum. Never: changes the size of a VM that runs. Called by `plan`.
 
 use crate::facts::HostFacts;
 use crate::options::{Hypervisor, VMM_MAX_VCPUS};

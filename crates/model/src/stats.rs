@@ -2,6 +2,8 @@
 //!
 //! Always present: kernel-mode and user-mode usage, memory and hugetlb `failcnt`, memory `limit`,
 //! `use_hierarchy` and nested objects. Everything else is left out when zero or empty.
+//!
+//! Owns: names and what is left out. Never: reads a figure. Made by the agent, handed on by the engine, printed by `events` and the shim.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@
 //! | any other, in a pod | one that the pod's containers share (Kubernetes: `shareProcessNamespace`) |
 //! | any other | a new one: the host's processes are out of reach |
 //!
-//! Owns: that table. Called by the create of a container.
+//! Owns: that table. Never: makes a namespace (the agent does). Called by the create of a container.
 
 use crate::world::World;
 use bulkhead_model::{ContainerId, ContainerPlan, oci};

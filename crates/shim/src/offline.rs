@@ -5,8 +5,8 @@
 //!                               └ no ──► sweep: journal, marked processes, sockets, state, map entries
 //! ```
 //!
-//! Owns: finding them. Never: undoing (the engine's). Called by `bulkhead gc`, `delete`, `state`, `list` and
-//! `inspect`.
+//! Owns: finding them. Never: undoing (the engine's). Called by `bulkhead gc`, `delete` and `inspect`, a create that failed,
+//! and containerd's `delete`.
 
 use bulkhead_model::failure::chain;
 use bulkhead_model::{Failure, FailureKind, SandboxId};

@@ -1,4 +1,7 @@
 //! The agent's handle on the fork server.
+//!
+//! Owns: the agent's end of the server's socket, deadlines of what is started. Never: makes a process itself. Called by the
+//! agent's engine.
 
 use super::order::{Launched, Message, Order, Refusal};
 use super::server;

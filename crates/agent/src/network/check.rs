@@ -1,4 +1,6 @@
 //! What can be said of a request before anything is touched.
+//!
+//! Owns: what is refused. Never: touches a card. Called by the network's one call.
 
 use super::NetworkError;
 use bulkhead_host::net::link::check_name;

@@ -1,4 +1,7 @@
 //! The table of mounts and the drivers that make them.
+//!
+//! Owns: what the agent has mounted for containers, counted by its users. Never: a container's own mounts (see `launch`). Called
+//! through `storage`.
 
 use super::options::{Options, parse};
 use super::watchable::Watchables;

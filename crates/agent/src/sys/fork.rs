@@ -1,4 +1,6 @@
 //! fork(2) and clone3(2). Only for single-threaded callers.
+//!
+//! Owns: both calls. Never: what the child does. Called by `launch`.
 
 use nix::unistd::Pid;
 use std::io;

@@ -1,4 +1,6 @@
 //! prlimit(2), ioprio_set(2), sched_setattr(2), personality(2): numbers of a process the kernel keeps.
+//!
+//! Owns: the four calls. Never: what a container asks for. Called by `launch::attributes`.
 
 use std::io;
 

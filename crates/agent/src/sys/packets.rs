@@ -1,4 +1,7 @@
 //! Packets with descriptors over a unix socket that keeps their bounds (unix(7), SOCK_SEQPACKET, SCM_RIGHTS).
+//!
+//! Owns: one packet at a time, whole. Never: what it says. Called by `launch`, between a process that is being started and the
+//! agent.
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,

@@ -1,6 +1,8 @@
 //! Messages with descriptors over a unix stream socket (unix(7), SCM_RIGHTS).
 //!
 //! A message is its length as a little-endian u32, which carries the descriptors, and its bytes.
+//!
+//! Owns: the framing. Never: what is said. Called by `launch`, between the agent and the fork server.
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};

@@ -1,4 +1,6 @@
 //! Lists of path patterns that annotations are held against (O-08).
+//!
+//! Owns: the match. Never: looks at a path. Called through the table of options.
 
 use super::{OptionValue, Refused, Rule, strings, toml_strings};
 

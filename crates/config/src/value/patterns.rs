@@ -1,4 +1,6 @@
 //! The allow-list of annotations (O-07).
+//!
+//! Owns: the match of a name. Never: what the annotation says. Called through the table of options.
 
 use super::{OptionValue, Refused, Rule, strings, toml_strings};
 

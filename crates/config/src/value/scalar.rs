@@ -1,4 +1,6 @@
 //! Booleans, integers, words and paths (O-17, C-08).
+//!
+//! Owns: how each is written, in TOML and in annotations. Never: which option has which type. Called through the table of options.
 
 use super::{OptionValue, Refused, Rule, quoted, shown};
 use std::path::PathBuf;

@@ -1,4 +1,6 @@
 //! A MAC address.
+//!
+//! Owns: its text form. Never: makes one up. Called by everyone who speaks of cards.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -1,4 +1,6 @@
 //! What a container adds to the size of its VM (C-24).
+//!
+//! Owns: the sum from a spec's limits. Never: the size of the VM. Called by `config`, and by the engine when a container comes or goes.
 
 use serde::{Deserialize, Serialize};
 

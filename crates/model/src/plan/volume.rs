@@ -1,4 +1,6 @@
-//! What a snapshotter asks for in the options of a root file system (M-13, D-07). Made by `config`.
+//! What a snapshotter asks for in the options of a root file system (M-13, D-07).
+//!
+//! Owns: its parts. Never: whether they can be served. Made by `config`; read by nobody yet, as both rows are pending.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

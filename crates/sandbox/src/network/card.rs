@@ -1,4 +1,6 @@
 //! A network card of the VM and what stands for it on the host.
+//!
+//! Owns: what of a card is journaled, and saved. Never: plugs one. Called by the parent module.
 
 use crate::journal::Resource;
 use crate::network::{NetworkModel, NetworkSpace};

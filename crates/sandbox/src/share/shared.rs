@@ -1,4 +1,6 @@
 //! One source of a container as host and guest see it (C-31, C-36, C-37).
+//!
+//! Owns: where it is on either side. Never: binds it. Called by `plan`, and by the engine that binds.
 
 use crate::boot::GUEST_SHARE;
 use bulkhead_protocol::GuestStorage;
