@@ -43,13 +43,13 @@ fn pod_config() -> Any {
         })
     };
     let any = annotation("org.example.pod", "seen");
-    let debug = annotation("io.katacontainers.config.hypervisor.enable_debug", "true");
+    let spans = annotation("io.katacontainers.config.agent.enable_tracing", "true");
     Any {
         type_url: "runtime.v1.PodSandboxConfig".to_owned(),
         value: write(&|out| {
             out.write_string(2, "ordered").unwrap();
             out.write_bytes(7, &any).unwrap();
-            out.write_bytes(7, &debug).unwrap();
+            out.write_bytes(7, &spans).unwrap();
         }),
         ..Any::default()
     }
@@ -114,7 +114,7 @@ fn ordered_without_a_bundles_specification() {
     assert_eq!(place.marked(place.token(), &id, "vmm").len(), 1);
     // The log was there before the annotation that asks for more of it.
     let log = bundle.logged();
-    assert!(log.contains(r#""level":"DEBUG""#), "{log}");
+    assert!(log.contains(r#""message":"close""#), "{log}");
 
     let _: StopSandboxResponse = ask(&shim, "StopSandbox", &of!(StopSandboxRequest, id)).unwrap();
     let _ = ask::<ShutdownSandboxResponse>(&shim, "ShutdownSandbox", &of!(ShutdownSandboxRequest, id));
