@@ -72,9 +72,7 @@ fn missing<'a>(names: &'a str, sources: &'a [(PathBuf, String)]) -> impl Iterato
         }
         let (named, name) = match quoted.split_once(": ") {
             Some((named, name)) => (Some(named), Some(name)),
-            None if quoted.ends_with(".rs") || quoted.contains('/') || place.as_os_str().is_empty() => {
-                (Some(*quoted), None)
-            }
+            None if quoted.contains(['/', '.']) || is_crate(quoted, sources) => (Some(*quoted), None),
             None => (None, Some(*quoted)),
         };
         if let Some(named) = named {
@@ -93,6 +91,11 @@ fn missing<'a>(names: &'a str, sources: &'a [(PathBuf, String)]) -> impl Iterato
         }
     }
     missing.into_iter()
+}
+
+fn is_crate(name: &str, sources: &[(PathBuf, String)]) -> bool {
+    let dir = Path::new("crates").join(name);
+    sources.iter().any(|(file, _)| file.starts_with(&dir))
 }
 
 /// Where the sources are that a name stands for.
@@ -130,7 +133,7 @@ mod tests {
     fn what_is_there_is_found() {
         let text = "# 1. Title\n1. **A.** — `host: one`, `two`, `a`; e2e `run.rs: three`\n\
             2. **B.** — `host/tests/b.rs: two`; ctr `run.rs: m::four`; `cargo xtask bench`\n\
-            3. C — *pending*\n4. D — the audit in `tests/e2e/tests`\n";
+            3. C — *pending*\n4. D — the audit in `tests/e2e/tests`\n5. E — e2e `run.rs`; `host` by row\n";
         assert_eq!(check(text, &sources()), Vec::<String>::new());
     }
 
