@@ -28,6 +28,8 @@ fn files(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.file_name().into_string().unwrap())
+        // The link to whose memories lie there.
+        .filter(|name| !name.ends_with(".owner"))
         .collect();
     names.sort();
     names
@@ -332,6 +334,43 @@ async fn gc_keeps_what_is_of_use_and_removes_what_is_stale() {
     assert_eq!(store.collect(|_| Ok(())), (vec![key], Vec::new()));
     assert_eq!(files(&plan.factory.template_memory), Vec::<String>::new());
     assert_eq!(files(&plan.factory.template_path), ["digests.json"]);
+}
+
+/// Two configurations with one directory for the memories, and the same machine: what one does to its template is nothing
+/// to the other's. What a store that is gone has left there goes.
+#[tokio::test]
+async fn stores_with_one_directory_of_memories_leave_each_others_alone() {
+    let bench = Bench::new();
+    let ours = templated_plan(&bench, "a");
+    let mut theirs = templated_plan(&bench, "b");
+    theirs.factory.template_path = bench.dir.path().join("theirs");
+    let [our_store, their_store] = [&ours, &theirs].map(|plan| TemplateStore::of(&plan.factory));
+    let mut keys = Vec::new();
+    for plan in [&ours, &theirs] {
+        let made = make(&order(plan), bench.host.as_ref(), bench.vmm.as_ref())
+            .await
+            .unwrap();
+        let Outcome::Made(key) = made else {
+            panic!("{made:?}")
+        };
+        keys.push(key);
+    }
+    assert_eq!(keys[0], keys[1]);
+    let memories = || files(&ours.factory.template_memory).len();
+    assert_eq!(memories(), 2);
+    assert_eq!(their_store.collect(|_| Ok(())), (Vec::new(), Vec::new()));
+    assert_eq!(memories(), 2);
+    our_store.destroy(&keys[0]);
+    assert_eq!(memories(), 1);
+    assert_eq!(our_store.collect(|_| Ok(())), (vec![keys.remove(0)], Vec::new()));
+    assert!(life(&bench, theirs.clone()).await.unwrap().template.is_some());
+
+    std::fs::remove_dir_all(&theirs.factory.template_path).unwrap();
+    assert_eq!(our_store.collect(|_| Ok(())), (Vec::new(), Vec::new()));
+    let left: Vec<_> = std::fs::read_dir(&ours.factory.template_memory)
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]

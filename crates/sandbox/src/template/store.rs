@@ -7,7 +7,8 @@
 //! <dir>/<key>.lock                    held while it is made
 //! <dir>/<key>.failed                  why the last try to make it failed
 //! <dir>/.<key>.new/                   being made
-//! <memory>/<key>.<nonce>              memory of a template; one that no manifest names is of no use
+//! <memory>/<key>.<store><nonce>       memory of a template; one that no manifest names is of no use
+//! <memory>/<store>.owner              link to the directory whose templates' memories are named so
 //! ```
 //!
 //! Owns: names, locks, the check before use, removal. Never: makes a template (see `make`). Called by the real
@@ -44,6 +45,9 @@ const ROOM: u64 = 256 << 10;
 
 /// Nonce of the file that shows whether there can be holes.
 const PROBE: &str = "holes";
+
+/// Extension of the link from a store's memories to the store.
+const OWNER: &str = "owner";
 
 /// A template opened for one start.
 #[derive(Debug)]
@@ -187,6 +191,7 @@ impl TemplateStore {
         if let Some(manifest) = memory {
             let _ = std::fs::remove_file(&manifest.memory.path);
         }
+        self.leave_memory();
         let _ = std::fs::remove_file(self.failure(key));
     }
 
@@ -293,21 +298,64 @@ impl TemplateStore {
         }
     }
 
-    /// Removes memories of templates that do not exist any more.
+    /// Removes memories of templates that do not exist any more: of this store, and of those that are gone altogether.
     fn forget_memories(&self) {
         let keys = self.keys();
-        for path in files(&self.memory) {
-            let owner = owner(&path);
-            if is_memory(&path) && owner.is_some_and(|key| !keys.contains(&key)) {
+        for path in self.memories(&self.word()) {
+            if owner(&path).is_some_and(|key| !keys.contains(&key)) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        self.leave_memory();
+        for link in files(&self.memory) {
+            let Some(word) =
+                store_of(&link).filter(|_| std::fs::read_link(&link).is_ok_and(|dir| !dir.exists()))
+            else {
+                continue;
+            };
+            for path in self.memories(word).iter().chain([&link]) {
                 let _ = std::fs::remove_file(path);
             }
         }
     }
 
+    /// Takes the link away when nothing is left that it tells of.
+    fn leave_memory(&self) {
+        if self.memories(&self.word()).is_empty() {
+            let _ = std::fs::remove_file(self.link());
+        }
+    }
+
     fn memories_of(&self, key: &TemplateKey) -> Vec<PathBuf> {
-        let mut all = files(&self.memory);
-        all.retain(|path| is_memory(path) && owner(path).as_ref() == Some(key));
+        let mut all = self.memories(&self.word());
+        all.retain(|path| owner(path).as_ref() == Some(key));
         all
+    }
+
+    /// What is named as a memory of this store's is: several may have one directory for theirs, and that may be the one
+    /// of the templates, where locks lie too.
+    fn memories(&self, store: &str) -> Vec<PathBuf> {
+        let is_nonce = |nonce: &str| {
+            nonce == PROBE || (nonce.len() == 16 && nonce.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        let mut all = files(&self.memory);
+        all.retain(|path| {
+            let extension = path.extension().and_then(|text| text.to_str());
+            extension
+                .and_then(|text| text.strip_prefix(store))
+                .is_some_and(is_nonce)
+        });
+        all
+    }
+
+    /// Names the store in file names.
+    fn word(&self) -> String {
+        let hash = Sha256::digest(self.dir.as_os_str().as_encoded_bytes());
+        super::digests::hex(&hash[..4])
+    }
+
+    fn link(&self) -> PathBuf {
+        self.memory.join(format!("{}.{OWNER}", self.word()))
     }
 
     /// Every key anything is named after.
@@ -329,7 +377,13 @@ impl TemplateStore {
                 .create(dir)
                 .map_err(TemplateError::io("making", dir))?;
         }
-        Ok(())
+        let link = self.link();
+        match std::os::unix::fs::symlink(&self.dir, &link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(TemplateError::io("making", link)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Memory without holes is of no use: it could not be copied at every start.
@@ -380,7 +434,7 @@ impl TemplateStore {
     }
 
     pub(super) fn memory(&self, key: &TemplateKey, nonce: &str) -> PathBuf {
-        self.memory.join(format!("{key}.{nonce}"))
+        self.memory.join(format!("{key}.{}{nonce}", self.word()))
     }
 
     /// Directory of the sockets of the machine that is saved.
@@ -443,13 +497,10 @@ fn owner(path: &Path) -> Option<TemplateKey> {
     TemplateKey::parse(name.split('.').next()?)
 }
 
-/// Whether a file is named as a memory is: both directories may be one, and locks lie there too.
-fn is_memory(path: &Path) -> bool {
-    let nonce = path
-        .extension()
-        .and_then(|nonce| nonce.to_str())
-        .unwrap_or_default();
-    nonce == PROBE || (nonce.len() == 16 && nonce.bytes().all(|b| b.is_ascii_hexdigit()))
+/// The store a link tells of.
+fn store_of(link: &Path) -> Option<&str> {
+    let name = link.file_name()?.to_str()?;
+    name.strip_suffix(OWNER)?.strip_suffix('.')
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

@@ -180,7 +180,7 @@ fn a_maker_that_is_killed_leaves_nothing_after_gc() {
         let all = std::fs::read_dir(&dir).into_iter().flatten().flatten();
         all.map(|entry| entry.path()).find(|path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            name.len() == 32 + 1 + 16
+            name.len() == 32 + 1 + 8 + 16
                 && path
                     .metadata()
                     .is_ok_and(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) > 0)
