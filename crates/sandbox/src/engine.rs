@@ -1,4 +1,4 @@
-//! The one task that changes a sandbox, and the handle everyone else holds.
+//! The one task that changes a sandbox; everyone else holds a handle (see `handle`).
 //!
 //! ```text
 //!  Handle::call ──reads, signals──► published snapshot / live guest          (never waits for a verb)
@@ -11,12 +11,13 @@
 
 use crate::command::{Command, Notice, Reply};
 use crate::error::SandboxError;
+use crate::handle::{Handle, Request};
 use crate::lifecycle::Attachment;
 use crate::span;
+use crate::verb::Verb;
 use crate::world::{Event, Published, World};
-use bulkhead_model::{ContainerId, ExecId, ExitStatus, Failure, FailureKind, ProcessKey, SandboxSnapshot};
+use bulkhead_model::{ContainerId, ExitStatus, Failure, FailureKind, ProcessKey};
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -28,114 +29,6 @@ const FIRST_CONTAINER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How a process ended that never began.
 const SIGKILL: u8 = 9;
-
-/// A change that was asked for.
-pub(crate) struct Request {
-    pub(crate) command: Command,
-    pub(crate) attachment: Option<Attachment>,
-    pub(crate) reply: oneshot::Sender<Result<Reply, Failure>>,
-}
-
-/// Asks a sandbox; cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    requests: mpsc::UnboundedSender<Request>,
-    published: Published,
-    calloff: mpsc::UnboundedSender<Option<ContainerId>>,
-    stubs: mpsc::UnboundedSender<Event>,
-}
-
-/// What came with a command besides its words.
-#[derive(Default)]
-pub struct Luggage {
-    /// Descriptors of an `Attach`.
-    pub fds: Vec<OwnedFd>,
-    /// The connection's ear for notices.
-    pub notices: Option<crate::container::Notices>,
-    /// The streams of an `Exec` that has no stub.
-    pub attachment: Option<Attachment>,
-}
-
-impl Handle {
-    /// Carries out a command.
-    ///
-    /// # Errors
-    /// The failure as clients see it.
-    pub async fn call(&self, command: Command, luggage: Luggage) -> Result<Reply, Failure> {
-        if let Some(answer) = self.published.answer(&command, &self.calloff).await {
-            return answer;
-        }
-        match &command {
-            Command::Delete { id, force: true } => self.call_off(Some(id.clone())),
-            Command::Shutdown => self.call_off(None),
-            _ => {}
-        }
-        let attachment = match (&command, luggage.notices) {
-            (
-                Command::Attach {
-                    stub, stdio, size, ..
-                },
-                Some(notices),
-            ) => Some(Attachment {
-                stub: Some(*stub),
-                set: *stdio,
-                fds: luggage.fds,
-                size: *size,
-                notices,
-            }),
-            _ => luggage.attachment,
-        };
-        let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(Request {
-                command,
-                attachment,
-                reply,
-            })
-            .map_err(|_| self.gone())?;
-        answer.await.map_err(|_| self.gone())?
-    }
-
-    /// Calls off a create of `id` that is under way (any verb for `None`): its client is gone.
-    pub fn call_off(&self, id: Option<ContainerId>) {
-        // An engine that ended has nothing under way.
-        let _ = self.calloff.send(id);
-    }
-
-    /// A stub's connection ended.
-    pub fn stub_gone(&self, key: ProcessKey, stub: bulkhead_model::HostProcess) {
-        let _ = self.stubs.send(Event::StubGone { key, stub });
-    }
-
-    /// The present and what follows; its sender is gone when the sandbox is.
-    #[must_use]
-    pub fn snapshots(&self) -> tokio::sync::watch::Receiver<SandboxSnapshot> {
-        self.published.snapshot.clone()
-    }
-
-    /// The present.
-    #[must_use]
-    pub fn snapshot(&self) -> SandboxSnapshot {
-        self.published.snapshot.borrow().clone()
-    }
-
-    /// Why the sandbox is gone, if its boot failed.
-    #[must_use]
-    pub fn failure(&self) -> Option<Failure> {
-        self.published.failure.get().cloned()
-    }
-
-    fn gone(&self) -> Failure {
-        if let Some(failure) = self.failure() {
-            return failure;
-        }
-        let id = &self.published.snapshot.borrow().id;
-        Failure::new(
-            FailureKind::NotFound,
-            format!("container {id} does not exist: its sandbox is gone"),
-        )
-    }
-}
 
 /// The task.
 pub struct Engine {
@@ -506,54 +399,6 @@ fn refuse(request: Request, failure: &Failure) {
 fn answer(reply: oneshot::Sender<Result<Reply, Failure>>, result: Result<Reply, SandboxError>) {
     // A client that is gone does not need the answer; a failure was logged where it happened.
     let _ = reply.send(result.map_err(|error| error.failure()));
-}
-
-enum Verb {
-    Create(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
-    Run(Box<bulkhead_model::ContainerPlan>, Option<Attachment>),
-    Start(ContainerId),
-    Exec(ProcessKey, Box<bulkhead_model::oci::Process>, Option<Attachment>),
-    Stop(ContainerId, Duration),
-    Pause(ContainerId),
-    Resume(ContainerId),
-    Update(ContainerId, Box<bulkhead_model::oci::LinuxResources>),
-    FollowNetwork,
-}
-
-impl Verb {
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Create(..) | Self::Run(..) => "create",
-            Self::Start(_) => "start",
-            Self::Exec(..) => "exec",
-            Self::Stop(..) => "stop",
-            Self::Pause(_) => "pause",
-            Self::Resume(_) => "resume",
-            Self::Update(..) => "update",
-            Self::FollowNetwork => "follow the network",
-        }
-    }
-
-    const fn exec(&self) -> Option<&ExecId> {
-        match self {
-            Self::Exec(key, ..) => key.exec.as_ref(),
-            _ => None,
-        }
-    }
-
-    async fn run(self, world: &mut World) -> Result<(), SandboxError> {
-        match self {
-            Self::Create(plan, attachment) => world.create(*plan, attachment).await,
-            Self::Run(plan, attachment) => world.run(*plan, attachment).await,
-            Self::Start(id) => world.start(&id).await,
-            Self::Exec(key, process, attachment) => world.exec(&key, &process, attachment).await,
-            Self::Stop(id, patience) => world.stop_patiently(&id, patience).await,
-            Self::Pause(id) => world.pause(&id).await,
-            Self::Resume(id) => world.resume(&id).await,
-            Self::Update(id, resources) => world.update(&id, &resources).await,
-            Self::FollowNetwork => world.sync_network().await,
-        }
-    }
 }
 
 /// Runs `work` while requests are taken in: attachments are kept, changes queued, a call-off of `subject`
