@@ -302,7 +302,7 @@ options! {
         disable_guest_seccomp: bool = false, {
             annotation: true, applies: "containers", when: "for guest kernels without seccomp",
         }
-        /// Keep VMM, daemon and stubs in the pod's cgroup: read for the sake of existing configurations, and without effect, as they always are.
+        /// Keep VMM, daemon and stubs in the pod's cgroup, where they always are: read for existing configurations, without effect.
         sandbox_cgroup_only: bool = false, {
             annotation: true, applies: "nothing", when: "never",
         }
