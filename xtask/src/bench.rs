@@ -5,13 +5,16 @@
 
 mod bare;
 mod chart;
+mod compare;
 mod containerd;
 mod density;
 mod figures;
 mod floor;
+mod monitor;
 mod output;
 mod start;
 mod subject;
+mod variant;
 
 use crate::build::Profile;
 use crate::error::TaskError;
@@ -45,6 +48,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 64)]
         mib: u64,
     },
+    /// Kernels, initial RAM disks, memory modes and other options of the VM, side by side
+    Compare(compare::CompareArguments),
     /// Idle sandboxes until half of the memory is used, then many starts and stops
     Density(density::DensityArguments),
 }
@@ -59,6 +64,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench, dist: bool) -> Result<()
         Bench::Start { rounds, svg } => start::run(workspace, (*rounds).max(1), svg.as_deref(), profile),
         Bench::Containerd { rounds } => containerd::run(workspace, (*rounds).max(1), profile),
         Bench::Output { rounds, mib } => output::run(workspace, (*rounds).max(1), (*mib).max(1), profile),
+        Bench::Compare(arguments) => compare::run(workspace, arguments, profile),
         Bench::Density(arguments) => density::run(workspace, arguments, profile),
     }
 }

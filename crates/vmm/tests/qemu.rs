@@ -9,7 +9,7 @@
 mod lab;
 
 use bulkhead_host::process::Spawn;
-use bulkhead_model::vm::{KeyValue, SharedFs};
+use bulkhead_model::vm::{KeyValue, SharedFs, VmPlan};
 use bulkhead_vmm::{DeviceRequest, MemoryReuse, Origin, SavedMachine, VmExit, VmmError};
 use lab::{Helper, LONG, Lab, line};
 use std::fs::File;
@@ -453,7 +453,8 @@ fn a_start_given_up_leaves_nothing() {
 }
 
 /// A machine is saved and goes on twice, with a copy of its memory and copy-on-write: what its shell knew it knows,
-/// devices can be plugged, and the file of the memory stays as it was. One whose state is cut short is an error.
+/// devices can be plugged, and the file of the memory stays as it was. Each serves a directory of its own, as the first
+/// did. One whose state is cut short is an error.
 #[tokio::test]
 #[ignore = "needs a VM"]
 async fn a_saved_machine_goes_on_with_a_copy_and_copy_on_write() {
@@ -466,7 +467,8 @@ async fn a_saved_machine_goes_on_with_a_copy_and_copy_on_write() {
         .open(&memory)
         .unwrap();
     file.set_len(256 << 20).unwrap();
-    let mut first = Lab::launch_from(Origin::BootInto(file.into()), "first", |_| {})
+    let serves = |plan: &mut VmPlan| plan.shared_fs = SharedFs::Virtio9p { msize: 8192 };
+    let mut first = Lab::launch_from(Origin::BootInto(file.into()), "first", serves)
         .await
         .unwrap();
     first.boot().await;
@@ -483,9 +485,11 @@ async fn a_saved_machine_goes_on_with_a_copy_and_copy_on_write() {
         })
     };
     for reuse in [MemoryReuse::Copy, MemoryReuse::CopyOnWrite] {
-        let mut again = Lab::launch_from(saved(reuse), "again", |_| {}).await.unwrap();
+        let mut again = Lab::launch_from(saved(reuse), "again", serves).await.unwrap();
         again.vm().resume().await.unwrap();
         assert_eq!(again.sh("echo $word"), "remembered", "{reuse:?}");
+        // A 9p transport (virtio 1.2, device type 9).
+        assert_eq!(again.sh("cat /sys/bus/pci/devices/0000:00:1e.0/device"), "0x1049");
         again.sh("head -c 10000000 /dev/zero | tr '\\0' x > /filled");
         let path = again.disk("late");
         let plugged = again
@@ -503,6 +507,6 @@ async fn a_saved_machine_goes_on_with_a_copy_and_copy_on_write() {
         "the file of the memory was written to"
     );
     std::fs::write(&state, &std::fs::read(&state).unwrap()[..100_000]).unwrap();
-    let cut = Lab::launch_from(saved(MemoryReuse::CopyOnWrite), "cut", |_| {}).await;
+    let cut = Lab::launch_from(saved(MemoryReuse::CopyOnWrite), "cut", serves).await;
     assert!(matches!(&cut, Err(VmmError::Ended { .. })), "{:?}", cut.err());
 }

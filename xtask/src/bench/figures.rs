@@ -61,6 +61,16 @@ pub(super) fn table(head: [&str; 2], rows: &[(String, String)]) -> String {
     text
 }
 
+/// A Markdown table of many columns.
+pub(super) fn columns(head: &[String], rows: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(head) + &line(&vec!["---".to_owned(); head.len()]);
+    for row in rows {
+        text.push_str(&line(row));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +90,14 @@ mod tests {
         series.add(Duration::from_millis(400));
         assert!((series.median().unwrap() - 0.25).abs() < 1e-9);
         assert_eq!(series.cell(), "0.250 s (0.100–0.400)");
+    }
+
+    #[test]
+    fn a_table_has_a_line_below_its_head() {
+        let cells = |words: [&str; 2]| words.map(str::to_owned).to_vec();
+        assert_eq!(
+            columns(&cells(["what", "a"]), &[cells(["x", "1"])]),
+            "| what | a |\n| --- | --- |\n| x | 1 |\n"
+        );
     }
 }

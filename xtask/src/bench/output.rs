@@ -4,7 +4,7 @@
 //! processor time beside it is that of QEMU's threads and of the supervisor: it does not depend on who else runs.
 
 use super::figures::{Series, table};
-use super::subject::Subject;
+use super::subject::{Subject, processor_seconds};
 use crate::build::{self, Profile};
 use crate::bundle;
 use crate::error::TaskError;
@@ -18,8 +18,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ID: &str = "bench-output";
-/// Of proc_pid_stat(5): hundredths of a second, whatever the kernel's tick is.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What is timed, in the order of the samples.
 const NOTHING: usize = 0;
@@ -147,7 +145,7 @@ fn measure(
                 (IN, &["busybox", "dd", "of=/dev/null", "bs=65536"], Some(bytes), 0),
             ];
             for (kind, command, input, expected) in commands {
-                let before: Vec<f64> = pids.iter().map(|pid| seconds(*pid)).collect();
+                let before: Vec<f64> = pids.iter().map(|pid| processor_seconds(*pid)).collect();
                 let (took, came) = runtime.exec(command, input)?;
                 if came != expected {
                     return Err(TaskError::Metadata(format!("{came} bytes came of {expected}")));
@@ -155,7 +153,7 @@ fn measure(
                 series[which][kind].add(took);
                 if which == 0 {
                     for (process, pid) in pids.iter().enumerate() {
-                        spent[kind - OUT][process] += seconds(*pid) - before[process];
+                        spent[kind - OUT][process] += processor_seconds(*pid) - before[process];
                     }
                 }
             }
@@ -190,18 +188,4 @@ fn report(series: &[[Series; 3]; 2], spent: [[f64; 2]; 2], rounds: usize, mib: u
 fn pid_of(tree: &Value, role: &str) -> Option<i64> {
     let all = tree["processes"].as_array()?;
     all.iter().find(|process| process["role"] == role)?["pid"].as_i64()
-}
-
-/// Processor time of a process so far, user and system.
-fn seconds(pid: i64) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name may hold anything, also blanks and brackets; utime and stime are the 12th and 13th field behind it.
-    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: f64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
-    ticks / TICKS_PER_SECOND
 }

@@ -187,3 +187,20 @@ pub(super) fn pss_kib(pid: i64) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.split_whitespace().next()?.parse().ok()
 }
+
+/// Of proc_pid_stat(5): hundredths of a second, whatever the kernel's tick is.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor time of a process so far, user and system.
+pub(super) fn processor_seconds(pid: i64) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may hold anything, also blanks and brackets; utime and stime are the 12th and 13th field behind it.
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: f64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum();
+    ticks / TICKS_PER_SECOND
+}

@@ -16,9 +16,11 @@ use super::manifest::{Manifest, Sealed};
 use super::nonce::nonce;
 use super::order::Order;
 use super::store::TemplateStore;
+use crate::boot::SHARE_TAG;
 use crate::journal::Resource;
 use crate::platform::{GuestPorts, Platform};
 use bulkhead_model::HostProcess;
+use bulkhead_model::vm::SharedFs;
 use bulkhead_protocol::Guest;
 use bulkhead_vmm::{Launch, Origin, Vm, Vmm, VmmError};
 use std::fs::{DirBuilder, File, Permissions};
@@ -127,6 +129,8 @@ impl Bench<'_> {
         snapshot.save(fresh(&state, 0)?, SAVE).await?;
         vm.kill(KILL).await?;
         self.vm = None;
+        // It is not part of the template.
+        let _ = std::fs::remove_dir(unfinished.join("share"));
         // Each start copies what is not a hole.
         match File::options().read(true).write(true).open(&memory) {
             Ok(file) => match bulkhead_host::memory::punch_zeroes(&file) {
@@ -175,6 +179,7 @@ impl Bench<'_> {
         let (qmp, control, data, console) = (pair("qmp")?, pair("control")?, pair("data")?, pair("console")?);
         // Everybody who needs them has them.
         let _ = std::fs::remove_dir_all(&sockets);
+        let share = self.empty_share(&order.plan.shared_fs)?;
         let io = |step| TemplateError::io(step, &sockets);
         host.follow_console(console.1)
             .map_err(io("following the console of"))?;
@@ -189,7 +194,7 @@ impl Bench<'_> {
             stderr: host.log_pipe("vmm").map_err(io("opening a log pipe for"))?,
             marker: format!("{}/vmm", self.store.mark(self.key)),
             cgroup_procs: Vec::new(),
-            share: None,
+            share,
             origin: Origin::BootInto(memory),
         };
         let vm: Arc<dyn Vm> = Arc::from(vmm.launch(launch).await?);
@@ -204,6 +209,19 @@ impl Bench<'_> {
         };
         let guest = hear(host, &vm, ports).await?;
         Ok((vm, guest))
+    }
+
+    /// What a VMM that serves files itself is to share: nothing, since no start mounts it before it is its own.
+    fn empty_share(&self, shared_fs: &SharedFs) -> Result<Option<(PathBuf, String)>, TemplateError> {
+        if !matches!(shared_fs, SharedFs::Virtio9p { .. }) {
+            return Ok(None);
+        }
+        let share = self.store.unfinished(self.key).join("share");
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&share)
+            .map_err(TemplateError::io("making", &share))?;
+        Ok(Some((share, SHARE_TAG.to_owned())))
     }
 
     fn memory_path(&self) -> Result<PathBuf, TemplateError> {

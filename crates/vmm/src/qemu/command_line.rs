@@ -78,11 +78,11 @@ pub(super) fn signature(
     if plan.virtio_mem {
         return unsaved("enable_virtio_mem", "true");
     }
-    // Its directory is one sandbox's, and on the command line.
-    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
-        return unsaved("shared_fs", "virtio-9p");
-    }
     let mut line = machine_line(plan, accelerator, Start::BootInto);
+    if let SharedFs::Virtio9p { .. } = plan.shared_fs {
+        // Which directory it is the guest learns when it mounts it: each machine has its own.
+        shared_directory(&mut line, plan, Path::new("/"), "");
+    }
     line.option("-append", kernel_line(plan, accelerator, tsc_khz));
     let words: Vec<_> = line.0.iter().map(|word| word.to_string_lossy()).collect();
     Ok(words.join("\n"))
@@ -382,6 +382,28 @@ mod tests {
         other = plan();
         other.memory_mib += 128;
         assert_ne!(signature(&one), signature(&other));
+        // That files are served by QEMU counts, which ones does not.
+        other = plan();
+        other.shared_fs = SharedFs::Virtio9p { msize: 8192 };
+        assert_ne!(signature(&one), signature(&other));
+    }
+
+    #[test]
+    fn a_machine_with_a_directory_is_saved_with_one_and_goes_on_with_another() {
+        let mut plan = plan();
+        plan.shared_fs = SharedFs::Virtio9p { msize: 8192 };
+        let words = |start, directory: &str| {
+            let share = (PathBuf::from(directory), "tag".to_owned());
+            let line = command_line(&plan, Accelerator::Tcg, None, start, Some(&share)).unwrap();
+            line.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        let saved = words(Start::BootInto, "/empty");
+        let goes_on = words(Start::Saved { shared: false }, "/own");
+        let expected = saved.split(" -kernel").next().unwrap();
+        let expected = expected
+            .replace("share=on,mem-path", "share=off,mem-path")
+            .replace("path=/empty", "path=/own");
+        assert_eq!(goes_on.strip_suffix(" -incoming defer"), Some(&*expected));
     }
 
     #[test]
@@ -399,7 +421,6 @@ mod tests {
         assert!(refused(|p| p.memory_backend = Some("/d".into())));
         assert!(refused(|p| p.memory_prealloc = true));
         assert!(refused(|p| p.virtio_mem = true));
-        assert!(refused(|p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 }));
         assert!(refused(|p| p.machine_type = "microvm".into()));
     }
 }

@@ -48,14 +48,14 @@ pub(super) fn memory(line: &mut Line, plan: &VmPlan, start: Start) {
 /// Whether QEMU punches holes into the memory where the guest reports free pages.
 ///
 /// Not into memory that is to stay: locked, touched beforehand, or huge pages, which a pool might not give again. And
-/// never without shared files: such a machine may go on from a saved one by mapping its file copy-on-write, and QEMU
+/// only with virtio-fs: any other machine may go on from a saved one by mapping its file copy-on-write, and QEMU
 /// (7.2, `ram_block_discard_range`) punches the file, which is every other machine's too.
 pub(super) fn reclaims(plan: &VmPlan) -> bool {
     plan.reclaim_freed_memory
         && !plan.mlock
         && !plan.memory_prealloc
         && !plan.hugepages
-        && plan.shared_fs != SharedFs::None
+        && matches!(plan.shared_fs, SharedFs::VirtioFs { .. })
 }
 
 /// MiB by which the VM can grow: whole blocks between its boot size and its maximum.
@@ -146,13 +146,14 @@ mod tests {
         let all = with(|_| {});
         assert!(all.contains(balloon), "{all}");
         assert!(all.contains("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=01.0,multifunction=on,"));
-        let without: [fn(&mut VmPlan); 5] = [
+        let without: [fn(&mut VmPlan); 6] = [
             |p| p.reclaim_freed_memory = false,
             |p| p.mlock = true,
             |p| p.memory_prealloc = true,
             |p| p.hugepages = true,
-            // The one whose clones share the file of their memory.
+            // Those whose clones share the file of their memory.
             |p| p.shared_fs = SharedFs::None,
+            |p| p.shared_fs = SharedFs::Virtio9p { msize: 8192 },
         ];
         for change in without {
             let line = with(change);

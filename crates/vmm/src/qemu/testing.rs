@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -115,6 +116,7 @@ pub(super) fn plan() -> VmPlan {
 
 /// What a translated machine of the plan boots with.
 pub(super) fn line(plan: &VmPlan) -> String {
-    let line = command_line(plan, Accelerator::Tcg, None, Start::Boot, None).unwrap();
+    let share = (PathBuf::from("/s"), "tag".to_owned());
+    let line = command_line(plan, Accelerator::Tcg, None, Start::Boot, Some(&share)).unwrap();
     line.join(OsStr::new(" ")).into_string().unwrap()
 }

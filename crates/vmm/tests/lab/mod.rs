@@ -126,7 +126,7 @@ impl Lab {
             stderr: std::fs::File::create(dir.path().join("stderr")).unwrap().into(),
             marker: format!("vmm-{word}-{}", dir.path().display()),
             cgroup_procs: vec![dir.path().join("no-such-cgroup.procs")],
-            share: None,
+            share: Some((dir.path().to_owned(), "shared".into())),
             origin,
         };
         let vm = Qemu::new(None).launch(launch).await?;

@@ -342,7 +342,7 @@ fn o07_to_o15_o06_c08_options_by_annotation() {
 }
 
 /// Whether the guest's kernel under test has 9p: built in, or as a module.
-fn guest_has_9p() -> bool {
+pub(crate) fn guest_has_9p() -> bool {
     let manifest = Lab::config().with_file_name("manifest.json");
     let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
     !manifest["absent"].as_array().unwrap().contains(&json!("9p"))

@@ -13,6 +13,11 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) fn new(more: &str) -> Self {
+        Self::of("", more)
+    }
+
+    /// The same with lines for the VM.
+    pub(crate) fn of(hypervisor: &str, more: &str) -> Self {
         let lab = Lab::new();
         let templates = lab.dir().join("templates");
         let config = lab.dir().join("config.toml");
@@ -20,7 +25,7 @@ impl Shop {
         let base = base.split("[factory]").next().unwrap();
         let factory =
             format!("[factory]\ntemplate_path = {templates:?}\ntemplate_memory = {templates:?}\n{more}");
-        std::fs::write(&config, format!("{base}{factory}")).unwrap();
+        std::fs::write(&config, format!("{base}{hypervisor}\n{factory}")).unwrap();
         Self {
             lab,
             config,

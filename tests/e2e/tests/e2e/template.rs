@@ -1,5 +1,6 @@
 //! Templates: clones that are clones, and differ where they must; damage; makers that are killed.
 
+use crate::options::guest_has_9p;
 use crate::shop::Shop;
 use bulkhead_e2e::{VERB, until};
 use serde_json::Value;
@@ -99,6 +100,46 @@ fn two_clones_are_clones_and_differ() {
         format!("{key}\n")
     );
     assert!(shop.list().is_empty());
+}
+
+/// With virtio-9p, two clones map the memory of their template, and each has a directory of its own; what they write
+/// stays theirs. A guest kernel that has no 9p says so after a template as after a boot.
+#[test]
+#[ignore = "needs a VM"]
+fn clones_over_9p_map_their_template_and_serve_their_own_files() {
+    let shop = Shop::of("shared_fs = \"virtio-9p\"", "");
+    let key = shop.create();
+    let memory = || {
+        let list = shop.list();
+        let path = list[0]["manifest"]["memory"]["path"].as_str().unwrap().to_owned();
+        let sum = shop.lab.program("sha256sum", &[&path]).run().ok().text();
+        (path, sum)
+    };
+    let (path, before) = memory();
+    let mut ids = Vec::new();
+    for name in ["one", "two"] {
+        let bundle = shop.lab.bundle().script("exec sleep 600");
+        std::fs::write(bundle.rootfs().join("name"), name).unwrap();
+        let id = shop.lab.id();
+        let run = shop.call(&["run", "--detach", "--bundle", bundle.arg(), &id]);
+        if !guest_has_9p() {
+            let _ = run.fails(&["9p", "the guest's kernel"]);
+            return;
+        }
+        let _ = run.ok();
+        assert_eq!(shop.provenance(&id)["template"], key.as_str());
+        assert_eq!(shop.call(&["exec", &id, "cat", "/name"]).ok().text(), name);
+        let fill = "head -c 20000000 /dev/urandom > /dev/filled";
+        let _ = shop.call(&["exec", &id, "sh", "-c", fill]).ok();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", shop.lab.pid_of(&id, "vmm"))).unwrap();
+        let mapped = maps.lines().find(|line| line.ends_with(&path)).unwrap();
+        assert!(mapped.contains("rw-p"), "{mapped}");
+        ids.push(id);
+    }
+    assert_eq!(memory().1, before);
+    for id in &ids {
+        shop.lab.delete(id);
+    }
 }
 
 /// The first start is cold and has a template made; a memory cut short makes a cold start again, and a new template.
