@@ -10,7 +10,8 @@ use tokio::sync::watch;
 /// Most answers that are kept.
 const CAPACITY: usize = 512;
 
-/// What a call does, on a thread that may block. Of one type for all calls, see `guest_end::detached`.
+/// What a call does, on a thread that may block. Of one type for all calls: what runs it is compiled for each type, and in
+/// a translated guest every copy costs its translation.
 pub(crate) type Work<T> = Box<dyn FnOnce() -> T + Send>;
 
 struct Table<T> {

@@ -1,7 +1,8 @@
 //! The calls of `agent.proto`: from the wire to `guest`, and refusals back.
 //!
 //! Owns: which calls are remembered by request id. Never: does anything itself. Calls that block run on threads
-//! of their own, so one of them never holds up another.
+//! of their own, so one of them never holds up another, and goes on to its end when its caller is gone: a half-made container
+//! is worse than an answer nobody hears.
 
 use crate::calls::Calls;
 use crate::guest::Guest;
@@ -31,7 +32,7 @@ enum Answer {
 
 type Outcome = Result<Answer, Refusal>;
 
-/// What a call does. Of one type for all calls, see `guest_end::detached`.
+/// What a call does. Of one type for all calls, see `calls`.
 type Work = Box<dyn FnOnce(&Guest) -> Outcome + Send>;
 
 /// Work that has nothing to answer.

@@ -1,6 +1,5 @@
 //! The agent's handle on the wire. See the module header of `guest_end`.
 
-use super::detached::Detached;
 use super::mux::{Command, Mailbox, Mux, Parts};
 use crate::StreamId;
 use crate::api::agent::Hello;
@@ -100,7 +99,8 @@ impl Endpoint {
     }
 
     /// Starts the port thread and the ttrpc server on the current tokio runtime; returns at once.
-    /// A method that is running when the host goes away runs on to its end, except `wait` and `next_events`.
+    /// The future of a method that is running when the host goes away is dropped: what must not stay half done is not to
+    /// be done by the future itself.
     ///
     /// # Errors
     /// [`EndpointError::Io`] when epoll or the thread cannot be had, [`EndpointError::Serving`] on a second call.
@@ -120,7 +120,7 @@ impl Endpoint {
         let incoming =
             futures::stream::poll_fn(move |cx| connections.poll_recv(cx).map(|c| c.map(io::Result::Ok)));
         let mut server = Server::new()
-            .register_service(create_agent(Arc::new(Detached(service))))
+            .register_service(create_agent(service))
             .add_listener(Listener::new(incoming));
         server.start().await.map_err(EndpointError::Server)?;
         *locked(&self.0.server) = Some(server);

@@ -10,7 +10,6 @@
 //! Never: knows what a container is. Called by `agent`.
 
 mod control;
-mod detached;
 mod endpoint;
 mod input;
 mod mux;

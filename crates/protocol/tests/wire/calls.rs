@@ -129,24 +129,3 @@ async fn everything_that_waits_ends_with_the_connection() {
     let late = client.signal(&key(), 1, false).await.unwrap_err();
     assert!(matches!(late, GuestError::Gone { call: "signal" }), "{late}");
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_under_way_runs_on_when_the_host_is_gone() {
-    let wire = Wire::new().await;
-    let client = wire.client().await;
-    let identity = GuestIdentity {
-        hostname: "slow".to_owned(),
-        ..Default::default()
-    };
-    tokio::select! {
-        answer = client.configure(identity) => panic!("answered: {answer:?}"),
-        () = wire.agent.slow_started.notified() => {}
-    }
-    drop(client);
-    let again = wire.attach(StreamStore::memory(), true).await.unwrap();
-    again.signal(&key(), 1, false).await.unwrap();
-    wire.agent.let_go.notify_one();
-    tokio::time::timeout(SOON, wire.agent.slow_done.notified())
-        .await
-        .unwrap();
-}

@@ -25,9 +25,6 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 pub(crate) struct FakeAgent {
     pub(crate) exited: Notify,
     pub(crate) signalled: Notify,
-    pub(crate) slow_started: Notify,
-    pub(crate) slow_done: Notify,
-    pub(crate) let_go: Notify,
 }
 
 #[async_trait]
@@ -38,11 +35,6 @@ impl Agent for FakeAgent {
         request: agent::ConfigureRequest,
     ) -> ttrpc::Result<agent::Done> {
         assert!(!request.request_id.is_empty());
-        if request.hostname == "slow" {
-            self.slow_started.notify_one();
-            self.let_go.notified().await;
-            self.slow_done.notify_one();
-        }
         let step = agent::Step {
             name: "mount".to_owned(),
             begin_ns: 6,
