@@ -9,7 +9,7 @@
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::engine::{Handle, Made, Shared};
-use crate::guest::Services;
+use crate::guest::{Services, Spare};
 use crate::launch::{Attributes, Blueprint, ExecOrder, Launched, Refusal, UserMaps};
 use crate::process::{Group, Process};
 use crate::spec::{self, Facts, Rewritten};
@@ -137,7 +137,7 @@ impl Container {
         let rootfs = std::path::PathBuf::from(&request.rootfs);
         crate::paths::open(&rootfs).map_err(|error| invalid("rootfs", &error))?;
         let limiting = step("cgroup and limits");
-        let cgroup = Arc::new(services.cgroup(id).map_err(|error| cgroup_refusal(&error))?);
+        let Spare { cgroup, reserve } = services.cgroup(id).map_err(|error| cgroup_refusal(&error))?;
         undo.cgroup = Some(cgroup.clone());
         drop(limiting);
         let facts = Facts {
@@ -148,7 +148,12 @@ impl Container {
             whole_dev: request.whole_dev,
             ..facts
         };
-        let document = state(id, request, &given);
+        let hooks = given
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.start_container().as_ref());
+        // For them alone.
+        let document = hooks.map_or_else(String::new, |_| state(id, request, &given));
         let rewritten = spec::rewrite(given, &facts).map_err(|error| Refusal {
             kind: match error {
                 spec::SpecError::Unsupported { .. } => FailureKind::Unsupported,
@@ -200,7 +205,7 @@ impl Container {
                 handle,
                 shared,
                 process,
-            } = engine.create(&blueprint, cgroup.path(), child)?;
+            } = engine.create(&blueprint, cgroup.path(), child, reserve)?;
             undo.engine = Some(handle.clone());
             Ok(((handle, shared), process))
         })?;
@@ -532,15 +537,15 @@ fn launch<T>(
     let streams = Streams::of(stdio);
     let claim = services.reaper.expect();
     if stdio.terminal {
-        let (kept, launched) = start(Vec::new())?;
-        let master = launched.terminal.ok_or_else(|| Refusal {
+        let (kept, mut launched) = start(Vec::new())?;
+        let master = launched.terminal.take().ok_or_else(|| Refusal {
             kind: FailureKind::Internal,
             message: "the engine gave no terminal".to_owned(),
         })?;
         let size = (stdio.columns, stdio.rows);
         let terminal = stdio::connect_terminal(&services.endpoint, streams, master, size).map_err(trouble)?;
         let process = Process::watch(
-            launched.pid,
+            launched,
             streams,
             Some(terminal),
             claim,
@@ -552,7 +557,7 @@ fn launch<T>(
     let (child, ends) = Ends::pipes(streams, owner, pipe_bytes).map_err(trouble)?;
     let (kept, launched) = start(child)?;
     ends.connect(&services.endpoint, streams).map_err(trouble)?;
-    let process = Process::watch(launched.pid, streams, None, claim, &services.endpoint, group);
+    let process = Process::watch(launched, streams, None, claim, &services.endpoint, group);
     Ok((kept, process))
 }
 

@@ -8,7 +8,8 @@
 //! the cgroup and the pid and are not part of it.
 
 use crate::launch::{
-    Blueprint, Confinement, ExecOrder, LONGEST_HOOK, Launched, Launcher, Order, Plan, Refusal, Waiting,
+    Blueprint, Confinement, ExecOrder, LONGEST_HOOK, Launched, Launcher, Order, Plan, Refusal, Reserve,
+    Waiting,
 };
 use bulkhead_model::FailureKind;
 use std::collections::HashMap;
@@ -46,11 +47,23 @@ pub(crate) struct Made {
 /// Makes containers. Calls block.
 pub(crate) trait Engine: Send + Sync {
     /// Makes a container in the cgroup of directory `cgroup`; its process waits for `start`. Without a terminal `stdio`
-    /// has three descriptors.
+    /// has three descriptors. `reserve` waits in that cgroup, and becomes the container's process if it suits.
     ///
     /// # Errors
     /// [`Refusal`]; nothing but dying processes is left behind then.
-    fn create(&self, blueprint: &Blueprint, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Made, Refusal>;
+    fn create(
+        &self,
+        blueprint: &Blueprint,
+        cgroup: &Path,
+        stdio: Vec<OwnedFd>,
+        reserve: Option<Reserve>,
+    ) -> Result<Made, Refusal>;
+
+    /// Makes a process that waits in `cgroup` for a container.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn reserve(&self, cgroup: &Path) -> Result<Reserve, Refusal>;
 
     /// Lets its process run, once.
     ///
@@ -102,7 +115,13 @@ fn open(cgroup: &Path) -> Result<File, Refusal> {
 }
 
 impl Engine for Forks {
-    fn create(&self, blueprint: &Blueprint, cgroup: &Path, stdio: Vec<OwnedFd>) -> Result<Made, Refusal> {
+    fn create(
+        &self,
+        blueprint: &Blueprint,
+        cgroup: &Path,
+        stdio: Vec<OwnedFd>,
+        reserve: Option<Reserve>,
+    ) -> Result<Made, Refusal> {
         let plan = Plan::of(blueprint).map_err(|error| Refusal {
             kind: FailureKind::InvalidArgument,
             message: bulkhead_model::failure::chain(&error),
@@ -117,8 +136,22 @@ impl Engine for Forks {
                 seconds.fold(0, |all: u64, one| all.saturating_add(one.unwrap_or(LONGEST_HOOK))),
             )
         });
+        let employed = match reserve {
+            Some(reserve) if plan.can_employ() => Some(reserve),
+            Some(reserve) => {
+                reserve.dismiss().map_err(|error| {
+                    Refusal::internal("ending the process that waited for another container", &error)
+                })?;
+                None
+            }
+            None => None,
+        };
         let order = Order::Create(Box::new(plan));
-        let (process, waiting) = self.launcher.launch(&order, &open(cgroup)?, &stdio)?;
+        let employed = employed.map(|reserve| Launcher::employ(reserve, &order, &stdio));
+        let (process, waiting) = match employed.transpose()?.flatten() {
+            Some(made) => made,
+            None => self.launcher.launch(&order, &open(cgroup)?, &stdio)?,
+        };
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let waiting = Unstarted {
             process: waiting,
@@ -130,6 +163,10 @@ impl Engine for Forks {
             shared,
             process,
         })
+    }
+
+    fn reserve(&self, cgroup: &Path) -> Result<Reserve, Refusal> {
+        self.launcher.reserve(&open(cgroup)?)
     }
 
     fn start(&self, container: &Handle) -> Result<(), Refusal> {

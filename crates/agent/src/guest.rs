@@ -7,7 +7,7 @@ use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::events::Events;
-use crate::launch::Refusal;
+use crate::launch::{Refusal, Reserve};
 use crate::modules::Modules;
 use crate::network::Networks;
 use crate::oom::OomWatch;
@@ -53,9 +53,17 @@ pub(crate) struct Services {
     /// Device programs in the kernel.
     pub(crate) programs: Programs,
     /// A cgroup without limits for the next container.
-    pub(crate) spare: Mutex<Option<Cgroup>>,
+    pub(crate) spare: Mutex<Option<Spare>>,
     /// Major number of the agent's own ports.
     pub(crate) port_major: Option<u32>,
+}
+
+/// What a container is made in.
+pub(crate) struct Spare {
+    /// Its cgroup.
+    pub(crate) cgroup: Arc<Cgroup>,
+    /// A process that waits in it.
+    pub(crate) reserve: Option<Reserve>,
 }
 
 impl Services {
@@ -63,14 +71,22 @@ impl Services {
     ///
     /// # Errors
     /// See [`Cgroup::create`].
-    pub(crate) fn cgroup(&self, id: &str) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn cgroup(&self, id: &str) -> Result<Spare, CgroupError> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-        spare.map_or_else(|| Cgroup::create(id), Ok)
+        spare.map_or_else(
+            || {
+                Ok(Spare {
+                    cgroup: Arc::new(Cgroup::create(id)?),
+                    reserve: None,
+                })
+            },
+            Ok,
+        )
     }
 
-    /// Sets `cgroup` aside for the next container.
-    pub(crate) fn keep_spare(&self, cgroup: Cgroup) {
-        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(cgroup);
+    /// Sets `spare` aside for the next container.
+    pub(crate) fn keep_spare(&self, spare: Spare) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
     }
 }
 
@@ -91,6 +107,8 @@ pub(crate) struct Guest {
     /// once one makes it, and who asks for something else does not wait.
     pause: Mutex<Option<Container>>,
     traced: AtomicBool,
+    /// The driver that reports free pages was looked for: once, since the machine's balloon is there from its boot on.
+    reports: AtomicBool,
     networks: Networks,
 }
 
@@ -103,6 +121,7 @@ impl Guest {
             table: Mutex::default(),
             pause: Mutex::default(),
             traced: AtomicBool::new(false),
+            reports: AtomicBool::new(false),
             networks: Networks::default(),
         }
     }
@@ -143,9 +162,12 @@ impl Guest {
                 message: bulkhead_model::failure::chain(&error),
             })?;
         }
-        if let Err(error) = reclaim::start_reporting(&services.modules) {
-            // The machine works without.
-            eprintln!("bulkhead-agent: {}", bulkhead_model::failure::chain(&error));
+        if !self.reports.load(Ordering::Relaxed) {
+            match reclaim::start_reporting(&services.modules) {
+                Ok(()) => self.reports.store(true, Ordering::Relaxed),
+                // The machine works without.
+                Err(error) => eprintln!("bulkhead-agent: {}", bulkhead_model::failure::chain(&error)),
+            }
         }
         for storage in &request.storages {
             self.add_shared(storage)?;

@@ -89,6 +89,7 @@ fn main() {
 }
 
 fn run() -> Result<Infallible, Box<dyn Error>> {
+    sys::heap::share();
     let init_ns = steps::boottime_ns();
     boot::prepare()?;
     // One thread until here: the server must be forked before any other exists.

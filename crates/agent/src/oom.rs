@@ -55,12 +55,18 @@ impl OomWatch {
         Ok(Self { inotify, watched })
     }
 
-    /// Watches the new cgroup of `container` until it is removed.
+    /// Watches the new cgroup of `container` until it is removed. One that is watched already is that container's from
+    /// now on.
     ///
     /// # Errors
     /// The kernel has no memory controller, or no more watches.
     pub(crate) fn add(&self, container: &str, cgroup: &Arc<Cgroup>) -> io::Result<()> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = watched.values_mut();
+        if let Some(entry) = known.find(|entry| entry.cgroup.as_ptr() == Arc::as_ptr(cgroup)) {
+            container.clone_into(&mut entry.container);
+            return Ok(());
+        }
         let descriptor = self
             .inotify
             .add_watch(&cgroup.path().join("memory.events"), AddWatchFlags::IN_MODIFY)?;

@@ -5,6 +5,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::flush;
+use crate::launch::Launched;
 use crate::reaper::Claim;
 use crate::stdio::Streams;
 use crate::sys::{pidfd, tty};
@@ -55,18 +56,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Takes charge of `pid`, whose streams are connected.
+    /// Takes charge of a process whose streams are connected.
     #[must_use]
     pub(crate) fn watch(
-        pid: i32,
+        launched: Launched,
         streams: Streams,
         terminal: Option<OwnedFd>,
         claim: Claim,
         endpoint: &Endpoint,
         group: &Group<'_>,
     ) -> Self {
+        let Launched { pid, process, .. } = launched;
         // Gone already if this fails; then nothing is to be signalled either.
-        let fd = pidfd::open(pid).ok();
+        let fd = process.or_else(|| pidfd::open(pid).ok());
         let (tell, exit) = watch::channel(None);
         let (endpoint, cgroup) = (endpoint.clone(), group.cgroup.clone());
         let (before, init) = (group.kills, group.init);

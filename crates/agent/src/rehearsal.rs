@@ -1,25 +1,28 @@
 //! A container that comes and goes before there is any: for a template, whose clones then find done what is done once.
 //!
 //! ```text
-//!  create ─► exec ─► start ─► its end ─► remove ─► a cgroup is set aside for the first container
+//!  create ─► exec ─► start ─► its end ─► remove ─► a cgroup is set aside for the first container, a process waits in it
 //! ```
 //! What the kernel makes at first use (slab caches, workers, static keys), what the agent needs once (threads, heap, the
 //! device program most containers have) and the pages both touch are in the template's memory from then on. Nothing that
-//! a container could see stays but the cgroup, which is empty and has counted nothing.
+//! a container could see stays but the cgroup, which has no limits, and the process it begins as.
 //!
 //! Owns: what is rehearsed. Called by `service`.
 
 use crate::cgroup::Cgroup;
 use crate::elf;
-use crate::guest::Guest;
+use crate::guest::{Guest, Spare};
 use crate::launch::Refusal;
 use crate::paths;
 use crate::process::Process;
+use crate::uevent;
 use bulkhead_model::FailureKind;
 use bulkhead_protocol::api::agent::CreateContainerRequest;
+use nix::sched::CloneFlags;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 /// There is no other when it is made.
@@ -30,6 +33,12 @@ const SPARE: &str = "@first";
 
 /// For a program that ends at once.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Below [`paths::BASE`], where a sandbox's files and its shared memory are mounted, as a rule: elsewhere they are as well.
+const MOUNT_POINTS: [&str; 2] = ["share", "shm"];
+
+/// Threads that calls run on, with the rehearsal's own: as many as a start may have at work.
+const THREADS: usize = 3;
 
 /// Modules that containers ask for.
 const MODULES: [&str; 2] = ["virtiofs", "virtio_net"];
@@ -98,7 +107,27 @@ pub(crate) fn rehearse(guest: &Guest) -> Result<(), Refusal> {
         // What a kernel does not have is asked for again by those who need it.
         let _ = guest.services.modules.load_if_there(module);
     }
+    prepare().map_err(internal("preparing for the first mounts"))?;
     set_aside(guest)
+}
+
+/// What a clone would have to make before its first container.
+fn prepare() -> std::io::Result<()> {
+    // A call may come before the thread of the last one is back.
+    let all_there = Arc::new(Barrier::new(THREADS));
+    for _ in 1..THREADS {
+        let there = all_there.clone();
+        tokio::task::spawn_blocking(move || there.wait());
+    }
+    all_there.wait();
+    uevent::prepare()?;
+    // The end of a network namespace is a matter of a queue that keeps order. These share their workers, and the kernel
+    // makes a second one with their first work; the next is the plugging of a clone's share.
+    // A kernel without network namespaces does without.
+    let _ = std::thread::spawn(|| nix::sched::unshare(CloneFlags::CLONE_NEWNET)).join();
+    MOUNT_POINTS
+        .iter()
+        .try_for_each(|name| fs::create_dir_all(Path::new(paths::BASE).join(name)))
 }
 
 fn furnish(directory: &Path) -> Result<PathBuf, Refusal> {
@@ -152,10 +181,16 @@ fn ended(process: &Process) -> Result<(), Refusal> {
 fn set_aside(guest: &Guest) -> Result<(), Refusal> {
     let services = &guest.services;
     let refused = |error| Refusal::internal("setting a cgroup aside", &error);
-    let cgroup = Cgroup::create(SPARE).map_err(refused)?;
+    let cgroup = Arc::new(Cgroup::create(SPARE).map_err(refused)?);
     cgroup
         .restrict_devices(&[], &[], services.port_major, &services.programs)
         .map_err(refused)?;
-    services.keep_spare(cgroup);
+    // A kernel that does not account memory has no such events.
+    let _ = services.oom.add(SPARE, &cgroup);
+    let reserve = services.engine.reserve(cgroup.path());
+    let reserve = reserve
+        .map_err(|refusal| services.events.log("warn", refusal.message))
+        .ok();
+    services.keep_spare(Spare { cgroup, reserve });
     Ok(())
 }

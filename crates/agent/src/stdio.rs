@@ -82,8 +82,11 @@ fn null() -> Result<OwnedFd, StdioError> {
 /// A pipe that belongs to the process's user, who may open it again by `/dev/stdout`.
 fn pipe(owner: (u32, u32), bytes: u32) -> Result<(OwnedFd, OwnedFd), StdioError> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(failed("making a pipe"))?;
-    fchown(&read, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))
-        .map_err(failed("owner of a pipe"))?;
+    // Root's it is already.
+    if owner != (0, 0) {
+        fchown(&read, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))
+            .map_err(failed("owner of a pipe"))?;
+    }
     if bytes > 0 {
         let size = i32::try_from(bytes).unwrap_or(i32::MAX);
         fcntl(&write, FcntlArg::F_SETPIPE_SZ(size)).map_err(failed("size of a pipe"))?;

@@ -4,14 +4,16 @@
 //! agent's engine.
 
 use super::order::{Launched, Message, Order, Refusal};
+use super::reserve::Reserve;
 use super::server;
 use crate::sys::fork::{self, Side};
-use crate::sys::{packets, rights};
+use crate::sys::{packets, pidfd, rights};
 use bulkhead_model::FailureKind;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use nix::unistd::write;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
@@ -64,7 +66,7 @@ impl Launcher {
             }),
             Side::Child => {
                 drop(ours);
-                let code = i32::from(server::serve(&theirs).is_err());
+                let code = i32::from(server::serve(theirs).is_err());
                 std::process::exit(code);
             }
         }
@@ -81,31 +83,57 @@ impl Launcher {
         cgroup: &File,
         stdio: &[OwnedFd],
     ) -> Result<(Launched, Waiting), Refusal> {
-        let body = postcard::to_stdvec(order).map_err(|error| trouble(&error))?;
-        let (ours, theirs) = packets::pair().map_err(|error| trouble(&error))?;
-        let mut all: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), cgroup.as_fd()];
-        all.extend(stdio.iter().map(AsFd::as_fd));
-        {
+        let waiting = {
             let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-            rights::send(&orders, &body, &all).map_err(|error| trouble(&error))?;
-        }
-        drop(theirs);
-        let waiting = Waiting(ours);
-        waiting.limit(DEADLINE)?;
-        let mut born: Option<Launched> = None;
-        loop {
-            match waiting.hear(DEADLINE)? {
-                Some((Message::Born(pid), terminal)) => born = Some(Launched { pid, terminal }),
-                Some((Message::Ready, _)) if matches!(order, Order::Create(_)) => break,
-                Some((Message::Ready, _)) => {}
-                Some((Message::Refused(refusal), _)) => return Err(refusal),
-                // An exec closes its end by becoming the program.
-                None if matches!(order, Order::Exec(_)) => break,
-                None => return Err(silent()),
-            }
-        }
-        Ok((born.ok_or_else(silent)?, waiting))
+            ask(&orders, order, cgroup, stdio).map_err(|error| trouble(&error))?
+        };
+        waiting.follow(order)
     }
+
+    /// The same for a container whose process is there. `None`: it is there no longer.
+    ///
+    /// # Errors
+    /// As for `launch`.
+    pub(crate) fn employ(
+        reserve: Reserve,
+        order: &Order,
+        stdio: &[OwnedFd],
+    ) -> Result<Option<(Launched, Waiting)>, Refusal> {
+        let body = postcard::to_stdvec(order).map_err(|error| trouble(&error))?;
+        let stdio: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
+        if rights::send(&reserve.orders, &body, &stdio).is_err() {
+            return Ok(None);
+        }
+        let (mut launched, waiting) = reserve.waiting.follow(order)?;
+        launched.process = Some(reserve.process);
+        Ok(Some((launched, waiting)))
+    }
+
+    /// Makes a process that waits in `cgroup` for a container.
+    ///
+    /// # Errors
+    /// As for `launch`.
+    pub(crate) fn reserve(&self, cgroup: &File) -> Result<Reserve, Refusal> {
+        let (orders, theirs) = UnixStream::pair().map_err(|error| trouble(&error))?;
+        let (born, waiting) = self.launch(&Order::Reserve, cgroup, &[theirs.into()])?;
+        Ok(Reserve {
+            orders,
+            waiting,
+            process: pidfd::open(born.pid).map_err(|error| trouble(&error))?,
+        })
+    }
+}
+
+/// Sends an order.
+fn ask(orders: &UnixStream, order: &Order, cgroup: &File, stdio: &[OwnedFd]) -> io::Result<Waiting> {
+    let body = postcard::to_stdvec(order).map_err(io::Error::other)?;
+    let (ours, theirs) = packets::pair()?;
+    let mut all: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), cgroup.as_fd()];
+    all.extend(stdio.iter().map(AsFd::as_fd));
+    rights::send(orders, &body, &all)?;
+    let waiting = Waiting(ours);
+    waiting.limit(DEADLINE)?;
+    Ok(waiting)
 }
 
 impl Waiting {
@@ -116,10 +144,9 @@ impl Waiting {
     pub(crate) fn go(self, hooks: Option<Duration>) -> Result<(), Refusal> {
         let gone =
             |error: &dyn std::error::Error| Refusal::internal("starting the container's process", error);
-        let mut socket = File::from(self.0.try_clone().map_err(|error| gone(&error))?);
-        socket.write_all(b"g").map_err(|error| gone(&error))?;
+        write(&self.0, b"g").map_err(|errno| gone(&errno))?;
         let Some(limit) = hooks else { return Ok(()) };
-        self.limit(limit + DEADLINE)?;
+        self.limit(limit + DEADLINE).map_err(|error| trouble(&error))?;
         match self.hear(limit + DEADLINE)? {
             Some((Message::Refused(refusal), _)) => Err(refusal),
             // It became its program.
@@ -127,10 +154,36 @@ impl Waiting {
         }
     }
 
-    fn limit(&self, limit: Duration) -> Result<(), Refusal> {
+    /// Listens until the process has got as far as `order` has it go.
+    fn follow(self, order: &Order) -> Result<(Launched, Self), Refusal> {
+        let mut born: Option<Launched> = None;
+        loop {
+            match self.hear(DEADLINE)? {
+                Some((Message::Born(pid), terminal)) => {
+                    born = Some(Launched {
+                        pid,
+                        terminal,
+                        process: None,
+                    });
+                }
+                Some((Message::Ready, _)) if !matches!(order, Order::Exec(_)) => break,
+                Some((Message::Ready, _)) => {}
+                Some((Message::Refused(refusal), _)) => return Err(refusal),
+                // An exec closes its end by becoming the program.
+                None if matches!(order, Order::Exec(_)) => break,
+                None => return Err(silent()),
+            }
+        }
+        Ok((born.ok_or_else(silent)?, self))
+    }
+
+    fn limit(&self, limit: Duration) -> io::Result<()> {
         let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
-        setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))
-            .map_err(|errno| trouble(&errno))
+        Ok(setsockopt(
+            &self.0,
+            sockopt::ReceiveTimeout,
+            &TimeVal::new(seconds, 0),
+        )?)
     }
 
     fn hear(&self, limit: Duration) -> Result<Option<(Message, Option<OwnedFd>)>, Refusal> {

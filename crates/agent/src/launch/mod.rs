@@ -25,6 +25,7 @@ mod nodes;
 mod order;
 mod plan;
 mod privileges;
+mod reserve;
 mod root;
 mod server;
 mod terminal;
@@ -34,6 +35,7 @@ pub(crate) use attributes::{Attributes, Confinement};
 pub(crate) use launcher::{Launcher, Waiting};
 pub(crate) use order::{ExecOrder, Launched, Order, Refusal};
 pub(crate) use plan::{Blueprint, IdMap, Plan, UserMaps};
+pub(crate) use reserve::Reserve;
 
 /// A hook without a time-out may take this long, in seconds.
 pub(crate) const LONGEST_HOOK: u64 = hooks::LONGEST;

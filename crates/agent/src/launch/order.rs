@@ -26,6 +26,9 @@ pub(crate) enum Order {
     Create(Box<Plan>),
     /// See [`ExecOrder`].
     Exec(Box<ExecOrder>),
+    /// Make a process that waits for a `Create`. One more descriptor: the socket by which that comes, with nothing but
+    /// standard input, output and error; it is answered where this one is.
+    Reserve,
 }
 
 /// What a process that is being started says, in this order.
@@ -66,4 +69,6 @@ pub(crate) struct Launched {
     pub(crate) pid: i32,
     /// The master of its terminal.
     pub(crate) terminal: Option<OwnedFd>,
+    /// Itself, if that is open already.
+    pub(crate) process: Option<OwnedFd>,
 }

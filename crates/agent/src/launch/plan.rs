@@ -9,6 +9,7 @@
 use super::attributes::{Attributes, Confinement};
 use super::filter::{Filter, FilterError};
 use super::mount_plan::{self, MountPlan, MountPlanError, Source};
+use super::reserve::KINDS;
 use bulkhead_model::oci::{
     Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxPersonalityDomain, Spec,
 };
@@ -263,6 +264,20 @@ impl Plan {
             | when(&own.user, libc::CLONE_NEWUSER)
     }
 
+    /// Whether a [`Reserve`](super::Reserve) can become its process: it has what cannot be had later, and none of it is
+    /// another's.
+    pub(crate) fn can_employ(&self) -> bool {
+        let own = &self.namespaces;
+        own.new & KINDS == KINDS && own.new & !KINDS & !BY_ITSELF == 0 && own.user.is_none()
+    }
+
+    /// To be carried out by one: it makes by itself what it does not have.
+    pub(super) fn employ(&mut self) {
+        let own = &mut self.namespaces;
+        own.late |= own.new & !KINDS;
+        own.new = 0;
+    }
+
     /// What holds for its other processes too.
     pub(crate) fn confinement(&self) -> &Confinement {
         self.attributes.confinement()
@@ -273,6 +288,9 @@ impl Plan {
         self.hooks.iter().map(|hook| hook.seconds)
     }
 }
+
+/// New ones of these can be made as well by a process that is there.
+const BY_ITSELF: u64 = flag(libc::CLONE_NEWNS) | flag(libc::CLONE_NEWUTS);
 
 /// A kind of namespace as clone3(2) takes it.
 pub(super) const fn flag(kind: i32) -> u64 {
@@ -417,6 +435,33 @@ mod tests {
         assert_eq!(own.join, [(flag(libc::CLONE_NEWIPC), "/proc/9/ns/ipc".into())]);
         assert_eq!(plan.foreign(), own.new | own.late | flag(libc::CLONE_NEWIPC));
         assert_eq!(plan.clocks, ["boottime -5 7\n", "monotonic 100 0\n"]);
+    }
+
+    #[test]
+    fn who_waited_becomes_what_needs_nothing_of_it_that_it_cannot_have() {
+        let of = |kinds: serde_json::Value| Plan::of(&blueprint(json!({ "namespaces": kinds }))).unwrap();
+        let kind = |name: &str| json!({ "type": name });
+        let mut plan = of(json!([
+            kind("pid"),
+            kind("ipc"),
+            kind("uts"),
+            kind("mount"),
+            kind("cgroup")
+        ]));
+        let foreign = plan.foreign();
+        assert!(plan.can_employ());
+        plan.employ();
+        assert_eq!((plan.namespaces.new, plan.foreign() | KINDS), (0, foreign));
+        for other in [
+            json!([kind("pid"), kind("uts"), kind("mount")]),
+            json!([kind("ipc"), kind("uts"), kind("mount")]),
+            json!([kind("pid"), {"type": "ipc", "path": "/proc/9/ns/ipc"}, kind("mount")]),
+            json!([{"type": "pid", "path": "/proc/9/ns/pid"}, kind("ipc"), kind("mount")]),
+            json!([kind("pid"), kind("ipc"), kind("mount"), kind("user")]),
+            json!([kind("pid"), kind("ipc"), kind("mount"), {"type": "user", "path": "/proc/9/ns/user"}]),
+        ] {
+            assert!(!of(other.clone()).can_employ(), "{other}");
+        }
     }
 
     #[test]

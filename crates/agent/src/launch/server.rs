@@ -4,12 +4,15 @@
 //!  order ─► pid namespace to be born into ─► clone3 (agent's child, in its cgroup, new namespaces)
 //!        ─► maps of a new user namespace ─► next order          the child does the rest, and answers
 //! ```
+//! One child (see `reserve`) waits for an order of its own before it does the rest.
 //!
 //! Never: keeps state, waits for a process it has made.
 
+use super::birth::FAILED;
 use super::order::{Order, Refusal};
 use super::plan::{Plan, UserMaps, flag};
-use super::voice::Voice;
+use super::reserve::KINDS;
+use super::voice::{self, Voice};
 use super::{birth, exec};
 use crate::sys::fork::{self, Side};
 use crate::sys::{pidfd, rights};
@@ -30,9 +33,9 @@ struct Descriptors {
 }
 
 /// Serves orders until the agent is gone.
-pub(super) fn serve(orders: &UnixStream) -> io::Result<()> {
+pub(super) fn serve(orders: UnixStream) -> io::Result<()> {
     let own = File::open("/proc/self/ns/pid")?;
-    while let Some((body, descriptors)) = rights::receive(orders)? {
+    while let Some((body, descriptors)) = rights::receive(&orders)? {
         let mut descriptors = descriptors.into_iter();
         let Some(voice) = descriptors.next().map(Voice::new) else {
             continue;
@@ -59,9 +62,52 @@ pub(super) fn serve(orders: &UnixStream) -> io::Result<()> {
         match &order {
             Order::Create(plan) => create(plan, descriptors, &own),
             Order::Exec(order) => run(order, descriptors, &own),
+            Order::Reserve => {
+                if let Some((voice, stdio)) = reserve(descriptors) {
+                    // It outlasts this order: the agent is to notice when the server ends.
+                    drop((orders, own));
+                    std::process::exit(stand_by(&voice, stdio));
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Makes the process that `reserve` is about; in that, its voice and what came with the order.
+fn reserve(descriptors: Descriptors) -> Option<(Voice, Vec<OwnedFd>)> {
+    let Descriptors { voice, cgroup, stdio } = descriptors;
+    match fork::sibling(KINDS, cgroup.as_fd()) {
+        Ok(Side::Child) => return Some((voice, stdio)),
+        Ok(Side::Parent(_)) => {}
+        Err(error) => voice.refused(Refusal::internal("making a process that waits", &error)),
+    }
+    None
+}
+
+/// Becomes the process of the container that is ordered, if one ever is. Returns what to end with.
+fn stand_by(voice: &Voice, stdio: Vec<OwnedFd>) -> i32 {
+    let ready = voice::outer_pid()
+        .and_then(|pid| voice.born(pid, None))
+        .and_then(|()| voice.ready());
+    let (Ok(()), Some(orders)) = (ready, stdio.into_iter().next()) else {
+        return FAILED;
+    };
+    // Dismissed, or without an agent: then there is nothing to say, and nobody who listens.
+    let Ok(Some((body, stdio))) = rights::receive(&UnixStream::from(orders)) else {
+        return FAILED;
+    };
+    match postcard::from_bytes(&body) {
+        Ok(Order::Create(mut plan)) => {
+            plan.employ();
+            birth::run(&plan, voice, stdio, None)
+        }
+        Ok(_) => FAILED,
+        Err(error) => {
+            voice.refused(Refusal::internal("order", &error));
+            FAILED
+        }
+    }
 }
 
 /// Children are born into this pid namespace until [`leave`].

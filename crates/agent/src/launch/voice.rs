@@ -9,8 +9,9 @@
 
 use super::order::{Message, Refusal};
 use crate::sys::packets;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use nix::errno::Errno;
+use nix::unistd::{read, write};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// The process's end.
@@ -39,17 +40,18 @@ impl Voice {
 
     /// Waits until the program may run; `false`: it never will.
     pub(super) fn wait(&self) -> io::Result<bool> {
-        let mut file = File::from(self.0.try_clone()?);
         loop {
-            match file.read(&mut [0]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            match read(&self.0, &mut [0]) {
+                Err(Errno::EINTR) => {}
                 other => return Ok(other? != 0),
             }
         }
     }
 
     fn write(&self, message: &Message) -> io::Result<()> {
-        File::from(self.0.try_clone()?).write_all(&encode(message))
+        // A packet is sent whole or not at all.
+        write(&self.0, &encode(message))?;
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod bpf;
 pub(crate) mod capabilities;
 pub(crate) mod entropy;
 pub(crate) mod fork;
+pub(crate) mod heap;
 pub(crate) mod interface;
 pub(crate) mod keyring;
 pub(crate) mod limits;

@@ -1,7 +1,11 @@
 //! pidfd_open(2).
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// A descriptor of process `pid`.
 ///
@@ -40,5 +44,26 @@ pub(crate) fn signal(fd: &OwnedFd, signal: i32) -> io::Result<()> {
         Ok(())
     } else {
         Err(error)
+    }
+}
+
+/// Waits until the child `fd` stands for has ended and is reaped, by whomever.
+///
+/// # Errors
+/// `TimedOut` at the deadline; the kernel's.
+pub(crate) fn ended(fd: &OwnedFd, deadline: Duration) -> io::Result<()> {
+    let timeout = PollTimeout::try_from(deadline).unwrap_or(PollTimeout::MAX);
+    loop {
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    match waitid(Id::PIDFd(fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+        // Whoever waits for any child was first.
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

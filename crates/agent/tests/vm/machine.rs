@@ -74,14 +74,7 @@ impl Machine {
     /// Boots one and mounts its disk.
     pub(crate) async fn boot() -> Self {
         let machine = Self::bare().await;
-        let identity = GuestIdentity {
-            hostname: "guesthost".to_owned(),
-            storages: vec![disk("/run/bulkhead/share/disk")],
-            shm_bytes: 8 << 20,
-            entropy: vec![7; 32],
-            ..GuestIdentity::default()
-        };
-        machine.ok(machine.guest.configure(identity).await);
+        machine.ok(machine.guest.configure(identity()).await);
         machine
     }
 
@@ -299,6 +292,17 @@ fn described(id: &str, spec: &Value, stdio: GuestStdio) -> GuestContainer {
         whole_dev: false,
         pids: GuestPids::Own,
         start: false,
+    }
+}
+
+/// Who a machine is.
+pub(crate) fn identity() -> GuestIdentity {
+    GuestIdentity {
+        hostname: "guesthost".to_owned(),
+        storages: vec![disk("/run/bulkhead/share/disk")],
+        shm_bytes: 8 << 20,
+        entropy: vec![7; 32],
+        ..GuestIdentity::default()
     }
 }
 
