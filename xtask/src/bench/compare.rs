@@ -78,12 +78,12 @@ pub(super) fn run(
     }
     for column in &mut columns {
         column.template()?;
-        column.weigh_cold(&bundles)?;
     }
     let rounds = arguments.rounds.max(1);
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for column in &mut columns {
+            column.weigh_cold(&bundles)?;
             column.round(&bundles, &monitor, Duration::from_secs(arguments.idle.max(1)))?;
         }
     }
@@ -123,17 +123,19 @@ struct Column {
     /// Processor time per second of doing nothing.
     idle: Vec<f64>,
     alone: Vec<Weight>,
-    cold_weight: Weight,
-    free_cold_kib: Option<u64>,
+    after_boot: Vec<Weight>,
+    free_after_boot_kib: Option<u64>,
     together_kib: u64,
 }
 
-/// Memory of a sandbox in KiB.
-#[derive(Debug, Clone, Copy, Default)]
+/// Memory of a sandbox in KiB, and what its VM has done.
+#[derive(Debug, Clone, Copy)]
 struct Weight {
     pss: u64,
     /// File of the guest's memory that is its own; 0 if it has none.
     guest: u64,
+    /// Processor time of the VMM so far, in seconds.
+    spent: f64,
 }
 
 impl Column {
@@ -180,8 +182,8 @@ impl Column {
             blocks: Vec::new(),
             idle: Vec::new(),
             alone: Vec::new(),
-            cold_weight: Weight::default(),
-            free_cold_kib: None,
+            after_boot: Vec::new(),
+            free_after_boot_kib: None,
             together_kib: 0,
         })
     }
@@ -247,10 +249,10 @@ impl Column {
         let id = self.id("cold");
         let processes = self.sleeper(&self.config_cold, bundles, &id)?;
         std::thread::sleep(SETTLED);
-        self.cold_weight = weigh(&processes);
+        self.after_boot.push(weigh(&processes));
         let text = self.call(&["exec", &id, "cat", "/proc/meminfo"]).output()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-        self.free_cold_kib = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        self.free_after_boot_kib = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
         self.delete(&id)
     }
 
@@ -330,6 +332,7 @@ fn weigh(processes: &[(String, i64)]) -> Weight {
     Weight {
         pss: processes.iter().filter_map(|(_, pid)| pss_kib(*pid)).sum(),
         guest: vmm.and_then(|(_, pid)| guest_memory_kib(*pid)).unwrap_or(0),
+        spent: vmm.map_or(0.0, |(_, pid)| processor_seconds(*pid)),
     }
 }
 
@@ -354,10 +357,11 @@ fn report(all: &[Column], rounds: usize) -> String {
         row.extend(all.iter().map(cell));
         row
     };
-    let alone = |column: &Column, pick: fn(&Weight) -> u64| {
-        let kib = middle(column.alone.iter().map(|one| pick(one) as f64).collect());
+    let weight = |of: &[Weight], pick: fn(&Weight) -> u64| {
+        let kib = middle(of.iter().map(|one| pick(one) as f64).collect());
         mib(kib.unwrap_or(0.0) as u64)
     };
+    let spent = |of: &[Weight]| number(of.iter().map(|one| one.spent).collect(), " s", 2);
     let rows = [
         row("kernel", &|c| format!("{:.1} MB", c.kernel_bytes as f64 / 1e6)),
         row("initial RAM disk", &|c| {
@@ -365,6 +369,10 @@ fn report(all: &[Column], rounds: usize) -> String {
         }),
         row("`run` true, cold", &|c| c.cold.cell()),
         row("`run` true, from a template", &|c| c.warm.cell()),
+        row("VMM's processor time of a boot", &|c| spent(&c.after_boot)),
+        row("VMM's processor time of a start from a template", &|c| {
+            spent(&c.alone)
+        }),
         row(
             "blocks translated from a template to a container that sleeps",
             &|c| number(c.blocks.iter().map(|n| *n as f64).collect(), "", 0),
@@ -380,16 +388,18 @@ fn report(all: &[Column], rounds: usize) -> String {
         row("VMM's processor time while idle", &|c| {
             number(c.idle.iter().map(|share| share * 100.0).collect(), " %", 2)
         }),
-        row("PSS of one alone", &|c| alone(c, |one| one.pss)),
+        row("PSS of one alone", &|c| weight(&c.alone, |one| one.pss)),
         row("PSS of each of four", &|c| mib(c.together_kib)),
-        row("memory file of its own", &|c| alone(c, |one| one.guest)),
+        row("memory file of its own", &|c| weight(&c.alone, |one| one.guest)),
         row("template's memory", &|c| {
             c.template_kib.map_or("–".to_owned(), mib)
         }),
-        row("after a boot: PSS", &|c| mib(c.cold_weight.pss)),
-        row("after a boot: memory file", &|c| mib(c.cold_weight.guest)),
+        row("after a boot: PSS", &|c| weight(&c.after_boot, |one| one.pss)),
+        row("after a boot: memory file", &|c| {
+            weight(&c.after_boot, |one| one.guest)
+        }),
         row("after a boot: available in the guest", &|c| {
-            c.free_cold_kib.map_or("–".to_owned(), mib)
+            c.free_after_boot_kib.map_or("–".to_owned(), mib)
         }),
     ];
     let mut head = vec!["what".to_owned()];
