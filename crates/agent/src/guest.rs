@@ -187,6 +187,10 @@ impl Guest {
             })?;
             self.table().shm = true;
         }
+        if request.keep_share {
+            let kept = services.storages.keep_share();
+            kept.map_err(|error| Refusal::internal("keeping the share's device", &error))?;
+        }
         if request.settle {
             reclaim::settle().map_err(|error| Refusal::internal("settling", &error))?;
         }

@@ -4,10 +4,12 @@
 //! Called by configuration (for the whole sandbox) and by containers.
 
 mod blocks;
+mod kept;
 mod mounted;
 mod options;
 mod watchable;
 
+pub(crate) use kept::KeptError;
 pub(crate) use mounted::Storages;
 
 use crate::modules::ModuleError;
@@ -30,6 +32,9 @@ pub(crate) enum StorageError {
     /// A module it needs.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// The device a saved machine kept.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// An option that cannot be used.
     #[error("storage option {option:?}: expected {expected}")]
     Option {

@@ -90,6 +90,8 @@ pub struct GuestIdentity {
     pub tracing: bool,
     /// The machine is about to be saved: what is in free memory is overwritten with zeroes.
     pub settle: bool,
+    /// The machine is about to be saved without the device of its share: the guest is to keep what the device knows.
+    pub keep_share: bool,
 }
 
 /// Streams of a process; 0 means not connected.

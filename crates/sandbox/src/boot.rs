@@ -383,6 +383,7 @@ pub(crate) async fn serve(
     let launch = FsdLaunch {
         listener,
         share: yard.paths.share(),
+        plain: false,
         shared_fs: yard.plan.vm.shared_fs.clone(),
         marker: format!("{}/fsd", yard.paths.marker),
         cgroup_procs: cgroup_procs.to_vec(),

@@ -149,5 +149,6 @@ fn identity(yard: &Yard<'_>) -> Result<GuestIdentity, SandboxError> {
         debug: plan.vm.debug,
         tracing: plan.agent.tracing,
         settle: false,
+        keep_share: false,
     })
 }

@@ -34,6 +34,8 @@ pub struct FsdLaunch {
     pub listener: OwnedFd,
     /// Directory to share; the daemon sees nothing else.
     pub share: PathBuf,
+    /// It stays as it is: a plain directory, into which nothing is bound later. Otherwise it is a shared mount.
+    pub plain: bool,
     /// Cache mode and so on.
     pub shared_fs: SharedFs,
     /// Environment marker.

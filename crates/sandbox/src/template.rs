@@ -20,6 +20,7 @@ mod manifest;
 mod nonce;
 mod order;
 mod pool;
+mod share;
 mod store;
 
 pub use error::TemplateError;

@@ -296,6 +296,9 @@ pub trait Vm: Send + Sync {
 pub trait Snapshot: Send + Sync {
     /// Stops the CPUs and writes the state of the devices to `state`, an empty file. The memory is complete in
     /// its file then. The machine stays stopped; what is left to do with it is to end it.
+    ///
+    /// A shared file system's device is no part of what is saved: it is taken away first, without the guest being told. A guest
+    /// that knows of one must have been told beforehand what to do about that.
     async fn save(&self, state: OwnedFd, deadline: Duration) -> Result<(), VmmError>;
 }
 

@@ -3,6 +3,7 @@
 //! Owns: what the agent has mounted for containers, counted by its users. Never: a container's own mounts (see `launch`). Called
 //! through `storage`.
 
+use super::kept::{Kept, KeptError};
 use super::options::{Options, parse};
 use super::watchable::Watchables;
 use super::{StorageError, blocks};
@@ -27,6 +28,7 @@ pub(crate) struct Storages {
     modules: Arc<Modules>,
     table: Mutex<BTreeMap<String, Entry>>,
     watchables: Watchables,
+    kept: Kept,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl Storages {
             modules,
             table: Mutex::default(),
             watchables: Watchables::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -71,6 +74,15 @@ impl Storages {
         };
         table.insert(storage.mount_point.clone(), entry);
         Ok(())
+    }
+
+    /// Keeps the device of the shared file system, for a machine that is about to be saved without it.
+    ///
+    /// # Errors
+    /// [`KeptError`]; the device is as it was then.
+    pub(crate) fn keep_share(&self) -> Result<(), KeptError> {
+        self.modules.load_if_there("virtiofs")?;
+        self.kept.keep()
     }
 
     /// A container no longer uses `mount_point`; the last one unmounts it. Unknown is fine.
@@ -104,6 +116,7 @@ impl Storages {
         match storage.driver.as_str() {
             "virtiofs" => {
                 self.modules.load_if_there("virtiofs")?;
+                self.kept.give_back()?;
                 shared(point, &storage.source, flags, &data)
             }
             "9p" => {

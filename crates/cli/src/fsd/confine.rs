@@ -40,8 +40,8 @@ fn step(step: &'static str) -> impl Fn(Errno) -> ConfineError {
     move |errno| ConfineError { step, errno }
 }
 
-/// Leaves everything but the share behind; the calling process must have one thread.
-pub(crate) fn enter(share: &Path) -> Result<Confined, ConfineError> {
+/// Leaves everything but the share behind; the calling process must have one thread. A `plain` share is not a mount point.
+pub(crate) fn enter(share: &Path, plain: bool) -> Result<Confined, ConfineError> {
     const NONE: Option<&str> = None;
     // Groups of whoever started the supervisor would give access by group.
     setgroups(&[]).map_err(step("dropping groups"))?;
@@ -60,6 +60,9 @@ pub(crate) fn enter(share: &Path) -> Result<Confined, ConfineError> {
     mount(Some("/proc/self/fd"), "/proc", NONE, MsFlags::MS_BIND, NONE)
         .map_err(step("binding /proc/self/fd"))?;
     let descriptors = open("/proc", path_only, Mode::empty()).map_err(step("opening /proc/self/fd"))?;
+    if plain {
+        mount(Some(share), share, NONE, MsFlags::MS_BIND, NONE).map_err(step("binding the share"))?;
+    }
     chdir(share).map_err(step("entering the share"))?;
     // With "." for both, the old root lies on top of the new one afterwards, pivot_root(2).
     pivot_root(".", ".").map_err(|errno| ConfineError {

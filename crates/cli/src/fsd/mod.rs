@@ -57,6 +57,9 @@ pub(crate) struct FsdArgs {
     /// Directory to share: a mount point of its own, made shared by the caller
     #[arg(long, value_name = "DIR")]
     pub(crate) shared_dir: PathBuf,
+    /// It is no mount point but a plain directory: nothing bound into it later would be seen
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// How long the guest may keep names, attributes and contents
     #[arg(long, value_enum, default_value_t = Cache::Auto)]
     pub(crate) cache: Cache,
@@ -165,10 +168,11 @@ pub(crate) fn run(arguments: &FsdArgs) -> Result<(), FsdError> {
         .checked_sub(OWN_DESCRIPTORS)
         .filter(|left| *left > 0)
         .ok_or(FsdError::LimitTooLow { limit })?;
-    let confined = confine::enter(&arguments.shared_dir).map_err(|source| FsdError::Confine {
-        shared: arguments.shared_dir.clone(),
-        source,
-    })?;
+    let confined =
+        confine::enter(&arguments.shared_dir, arguments.plain).map_err(|source| FsdError::Confine {
+            shared: arguments.shared_dir.clone(),
+            source,
+        })?;
     enable_seccomp(SeccompAction::Kill, false).map_err(|e| FsdError::Seccomp(e.to_string()))?;
     drop_capabilities()?;
     let fs =
@@ -283,13 +287,14 @@ mod tests {
 
     #[test]
     fn arguments_as_the_supervisor_writes_them() {
-        let line = "fsd --socket-fd 5 --shared-dir /share --cache never --announce-submounts";
+        let line = "fsd --socket-fd 5 --shared-dir /share --plain --cache never --announce-submounts";
         let parsed = Line::try_parse_from(line.split(' ')).unwrap().arguments;
         assert_eq!(
             parsed,
             FsdArgs {
                 socket_fd: 5,
                 shared_dir: "/share".into(),
+                plain: true,
                 cache: Cache::Never,
                 announce_submounts: true,
             }
@@ -313,6 +318,7 @@ mod tests {
         let arguments = FsdArgs {
             socket_fd: 999_999,
             shared_dir: "/".into(),
+            plain: false,
             cache: Cache::Auto,
             announce_submounts: false,
         };

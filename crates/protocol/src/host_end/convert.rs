@@ -61,6 +61,7 @@ pub(super) fn configure(request_id: String, identity: GuestIdentity) -> agent::C
         debug: identity.debug,
         tracing: identity.tracing,
         settle: identity.settle,
+        keep_share: identity.keep_share,
         ..Default::default()
     }
 }

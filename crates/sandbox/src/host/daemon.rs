@@ -41,7 +41,8 @@ pub(super) fn spawn(launch: FsdLaunch) -> io::Result<Box<dyn Daemon>> {
     let spawn = match daemon {
         None => Spawn::new("/proc/self/exe")
             .args(["fsd", "--socket-fd", "3", "--cache", cache, "--shared-dir"])
-            .arg(&launch.share),
+            .arg(&launch.share)
+            .args(launch.plain.then_some("--plain")),
         Some(program) => Spawn::new(program)
             .args(["--fd=3", "-o"])
             .arg(options(&launch, cache)),

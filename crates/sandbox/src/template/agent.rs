@@ -24,9 +24,8 @@ pub(super) async fn hear(
     Ok(guest)
 }
 
-/// Has a guest do once what every start does: what that brings about is there then, not in every start. With `settle`
-/// what nobody uses any more afterwards is not.
-pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest, settle: bool) -> Result<(), TemplateError> {
+/// Has a guest do once what every start does: what that brings about is there then, not in every start.
+pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest) -> Result<(), TemplateError> {
     let first = guest.configure(GuestIdentity::default());
     alive(vm, "warming up", first).await??;
     match alive(vm, "rehearsing", guest.rehearse()).await? {
@@ -35,18 +34,20 @@ pub(super) async fn warm_up(vm: &Arc<dyn Vm>, guest: &dyn Guest, settle: bool) -
         Err(error @ GuestError::Refused { .. }) => tracing::warn!(%error, "the guest did not rehearse"),
         Err(error) => return Err(error.into()),
     }
-    if settle {
-        let last = guest.configure(GuestIdentity {
-            settle,
-            ..GuestIdentity::default()
-        });
-        alive(vm, "settling", last).await??;
-    }
     Ok(())
 }
 
+/// Has a guest overwrite what nobody uses any more.
+pub(super) async fn settle(vm: &Arc<dyn Vm>, guest: &dyn Guest) -> Result<(), TemplateError> {
+    let last = guest.configure(GuestIdentity {
+        settle: true,
+        ..GuestIdentity::default()
+    });
+    Ok(alive(vm, "settling", last).await??)
+}
+
 /// Waits for `work`, at most as long as the VM lives.
-async fn alive<T>(
+pub(super) async fn alive<T>(
     vm: &Arc<dyn Vm>,
     step: &'static str,
     work: impl Future<Output = T>,

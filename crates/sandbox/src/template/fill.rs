@@ -146,7 +146,7 @@ impl Filling<'_> {
             deadline: GOES_ON,
         };
         let guest = hear(host, &vm, ports).await?;
-        warm_up(&vm, guest.as_ref(), false).await?;
+        warm_up(&vm, guest.as_ref()).await?;
         vm.halt().await?;
         drop(guest);
         let record = Record {

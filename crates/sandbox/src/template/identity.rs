@@ -5,6 +5,7 @@
 //! | signature of the machine | devices, memory, CPUs, kernel parameters |
 //! | digests of kernel, initrd, firmware | what runs in it |
 //! | digest of the VMM | its version, and what a patch changed |
+//! | digest of the daemon of the share, if it is not ours | what it can do, which the guest knows |
 //! | host CPU | what the guest found at its boot |
 //! | version of this program | what agent and host agreed on |
 //!
@@ -15,7 +16,7 @@
 use super::digests::{Digests, hex};
 use super::error::TemplateError;
 use bulkhead_model::VmPlan;
-use bulkhead_model::vm::Accelerator;
+use bulkhead_model::vm::{Accelerator, SharedFs};
 use bulkhead_vmm::{Vmm, VmmError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -75,6 +76,9 @@ impl Identity {
             ("initrd", plan.initrd.clone()),
         ];
         files.extend(plan.firmware.clone().map(|firmware| ("firmware", firmware)));
+        if let SharedFs::VirtioFs { daemon, .. } = &plan.shared_fs {
+            files.extend(daemon.clone().map(|daemon| ("fsd", daemon)));
+        }
         Ok(Self {
             signature: vmm.signature(plan, accelerator)?,
             cpu: cpu(),

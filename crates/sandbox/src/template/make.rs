@@ -1,20 +1,21 @@
 //! Making a template: boot, wait for the agent, save, publish.
 //!
 //! ```text
-//!  digests ─► lock ─► boot into the memory file ─► hello ─► warm up, settle ─► save ─► seal ─► rename
+//!  digests ─► lock ─► boot into the memory file ─► hello ─► warm up, keep the share, settle ─► save ─► seal ─► rename
 //!     └───── any failure: VM ended, files removed, the reason left for readers ◄──┘
 //! ```
 //! Killed in the middle it leaves files and processes named after the key; the next maker and gc remove them.
 //!
 //! Owns: that order. Never: decides when one is made. Called by the process that was started for it.
 
-use super::agent::{hear, warm_up};
+use super::agent::{hear, settle, warm_up};
 use super::digests::Digests;
 use super::error::TemplateError;
 use super::identity::{Asset, FORM, Identity, TemplateKey};
 use super::manifest::{Manifest, Sealed};
 use super::nonce::nonce;
 use super::order::Order;
+use super::share;
 use super::store::TemplateStore;
 use crate::boot::SHARE_TAG;
 use crate::journal::Resource;
@@ -35,6 +36,8 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(900);
 /// For writing the state, 400 KB.
 const SAVE: Duration = Duration::from_secs(120);
+/// Directory below the unfinished template that is the share of its guest: empty, and gone before it is complete.
+const SHARE: &str = "share";
 /// For a killed VM to be gone.
 const KILL: Duration = Duration::from_secs(20);
 
@@ -78,7 +81,7 @@ pub async fn make(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<O
         store: &store,
         key: &key,
         host,
-        vm: None,
+        running: Vec::new(),
     };
     let made = tokio::time::timeout(DEADLINE, bench.work(order, vmm, assets))
         .await
@@ -104,7 +107,8 @@ struct Bench<'a> {
     store: &'a TemplateStore,
     key: &'a TemplateKey,
     host: &'a dyn Platform,
-    vm: Option<HostProcess>,
+    /// What was started, by role.
+    running: Vec<(&'static str, HostProcess)>,
 }
 
 impl Bench<'_> {
@@ -120,7 +124,11 @@ impl Bench<'_> {
         let bytes = u64::from(order.plan.memory_mib) << 20;
         let (vm, guest) = self.boot(order, vmm, fresh(&memory, bytes)?).await?;
         let hello = guest.hello().clone();
-        warm_up(&vm, guest.as_ref(), true).await?;
+        warm_up(&vm, guest.as_ref()).await?;
+        if share::is_known(order) {
+            share::keep(&vm, guest.as_ref()).await?;
+        }
+        settle(&vm, guest.as_ref()).await?;
         let snapshot = vm.snapshot().ok_or_else(|| VmmError::Unsupported {
             option: "template",
             value: "on".into(),
@@ -128,9 +136,8 @@ impl Bench<'_> {
         })?;
         snapshot.save(fresh(&state, 0)?, SAVE).await?;
         vm.kill(KILL).await?;
-        self.vm = None;
-        // It is not part of the template.
-        let _ = std::fs::remove_dir(unfinished.join("share"));
+        self.end();
+        let _ = std::fs::remove_dir_all(unfinished.join(SHARE));
         // Each start copies what is not a hole.
         match File::options().read(true).write(true).open(&memory) {
             Ok(file) => match bulkhead_host::memory::punch_zeroes(&file) {
@@ -177,8 +184,6 @@ impl Bench<'_> {
         };
         let pair = |name: &str| pair(name).map_err(TemplateError::io("connecting", sockets.join(name)));
         let (qmp, control, data, console) = (pair("qmp")?, pair("control")?, pair("data")?, pair("console")?);
-        // Everybody who needs them has them.
-        let _ = std::fs::remove_dir_all(&sockets);
         let share = self.empty_share(&order.plan.shared_fs)?;
         let io = |step| TemplateError::io(step, &sockets);
         host.follow_console(console.1)
@@ -198,7 +203,16 @@ impl Bench<'_> {
             origin: Origin::BootInto(memory),
         };
         let vm: Arc<dyn Vm> = Arc::from(vmm.launch(launch).await?);
-        self.vm = Some(vm.process());
+        self.running.push(("vmm", vm.process()));
+        if share::is_known(order) {
+            let marker = format!("{}/fsd", self.store.mark(self.key));
+            let directory = self.store.unfinished(self.key).join(SHARE);
+            let daemon = share::serve(order, host, &sockets, &directory, marker).await?;
+            self.running.push(("fsd", daemon.process()));
+            share::plug(&vm, &sockets).await?;
+        }
+        // Everybody who needs them has them.
+        let _ = std::fs::remove_dir_all(&sockets);
         vm.resume().await?;
         let ports = GuestPorts {
             control: control.1,
@@ -216,7 +230,7 @@ impl Bench<'_> {
         if !matches!(shared_fs, SharedFs::Virtio9p { .. }) {
             return Ok(None);
         }
-        let share = self.store.unfinished(self.key).join("share");
+        let share = self.store.unfinished(self.key).join(SHARE);
         DirBuilder::new()
             .mode(0o700)
             .create(&share)
@@ -228,17 +242,22 @@ impl Bench<'_> {
         Ok(self.store.memory(self.key, &nonce(self.host)?))
     }
 
-    /// Ends and removes what is not part of a complete template.
-    fn clear(&mut self) {
-        if let Some(process) = self.vm.take() {
-            let vm = Resource::Process {
-                role: "vmm".into(),
+    /// Ends what was started; what has ended already is fine.
+    fn end(&mut self) {
+        for (role, process) in self.running.drain(..) {
+            let process = Resource::Process {
+                role: role.into(),
                 process: Some(process),
             };
-            if let Err(error) = self.host.undo(&vm) {
-                tracing::error!(%error, "ending the VM");
+            if let Err(error) = self.host.undo(&process) {
+                tracing::error!(%error, role, "ending what made a template");
             }
         }
+    }
+
+    /// Ends and removes what is not part of a complete template.
+    fn clear(&mut self) {
+        self.end();
         self.store.sweep(self.key);
     }
 }

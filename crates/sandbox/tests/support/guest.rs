@@ -89,6 +89,9 @@ impl Guest for FakeGuest {
         1
     }
     async fn configure(&self, identity: GuestIdentity) -> Result<(), GuestError> {
+        if identity.keep_share {
+            return self.faults.guest("keep_share");
+        }
         self.ledger.identities.lock().unwrap().push(identity);
         self.off.send_replace(false);
         self.exits.send_replace(BTreeMap::new());

@@ -25,7 +25,7 @@ use tokio::sync::{RwLockReadGuard, broadcast};
 /// QMP error class of "no such device".
 const NOT_FOUND: &str = "DeviceNotFound";
 /// Where devices with an id live in QEMU's object tree.
-const PERIPHERAL: &str = "/machine/peripheral";
+pub(super) const PERIPHERAL: &str = "/machine/peripheral";
 
 /// Marks the table stale unless the operation ran to its end.
 struct Unfinished<'a>(&'a AtomicBool, bool);

@@ -113,6 +113,12 @@ impl Slots {
             .map(|(slot, o)| (*slot, o.clone()))
     }
 
+    /// Ids of the devices of a kind.
+    pub(super) fn of(&self, kind: Kind) -> Vec<String> {
+        let of = self.used.values().filter(|occupant| occupant.kind == kind);
+        of.map(|occupant| occupant.id.clone()).collect()
+    }
+
     /// Slots without a device.
     pub(super) fn free(&self) -> Vec<u32> {
         (0..self.count)
@@ -136,6 +142,8 @@ mod tests {
         slots.release(0);
         assert_eq!(slots.reserve("c", Kind::SharedFs), Ok(0));
         assert!(slots.free().is_empty());
+        assert_eq!(slots.of(Kind::SharedFs), ["c"]);
+        assert!(slots.of(Kind::Block).is_empty());
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Saving a machine, and loading a saved one.
 //!
 //! ```text
-//!  running ──stop──► stopped ──migrate to a file──► saved      (memory is in its own file already)
+//!  running ──stop──► stopped ──shares taken away──► ──migrate to a file──► saved      (memory is in its own file already)
 //!  empty ──migrate-incoming──► loading ──event──► stopped, as saved
 //! ```
 //!
 //! Owns: the QMP commands for it and their end. Never: the files' names or where memory comes from (`launch`).
 //! Called by `launch` and, as [`Snapshot`], by who makes templates.
 
+use super::hotplug::PERIPHERAL;
 use super::instance::Instance;
+use super::slots::Kind;
 use crate::qmp::QmpEvent;
 use crate::{Snapshot, VmmError};
 use async_trait::async_trait;
@@ -29,6 +31,7 @@ const LOAD: Duration = Duration::from_secs(60);
 impl Snapshot for Instance {
     async fn save(&self, state: OwnedFd, deadline: Duration) -> Result<(), VmmError> {
         self.command("stop", Value::Null).await?;
+        self.take_shares_away().await?;
         self.move_state("migrate", state, "saving the machine", deadline)
             .await
     }
@@ -44,6 +47,18 @@ pub(super) async fn load(instance: &Instance, state: OwnedFd) -> Result<(), VmmE
 }
 
 impl Instance {
+    /// Takes the devices away that QEMU cannot save. With the CPUs stopped nobody notices: this is no unplugging, for which a
+    /// guest is asked, but the end of the device's model.
+    async fn take_shares_away(&self) -> Result<(), VmmError> {
+        let shares = self.slots().of(Kind::SharedFs);
+        for id in shares {
+            let device =
+                json!({"path": format!("{PERIPHERAL}/{id}"), "property": "realized", "value": false});
+            self.command("qom-set", device).await?;
+        }
+        Ok(())
+    }
+
     async fn move_state(
         &self,
         command: &'static str,
@@ -118,6 +133,7 @@ impl Instance {
 mod tests {
     use super::super::testing::{Answer, SOON, names, plan, scripted};
     use super::*;
+    use crate::{DeviceRequest, Hotplug};
     use bulkhead_model::vm::Accelerator;
 
     fn null() -> OwnedFd {
@@ -143,6 +159,23 @@ mod tests {
             names(&asked),
             ["stop", "migrate-set-capabilities", "getfd", "migrate"]
         );
+    }
+
+    #[tokio::test]
+    async fn a_share_is_taken_away_before_it_is_saved() {
+        let (vm, asked) = scripted(plan(), Accelerator::Tcg, script("completed")).await;
+        let share = DeviceRequest::SharedFs {
+            id: "fs0".into(),
+            tag: "tag".into(),
+            socket: "/s".into(),
+            cache_size_mib: 0,
+        };
+        vm.plug(share, Vec::new()).await.unwrap();
+        vm.save(null(), SOON).await.unwrap();
+        let names = names(&asked);
+        assert_eq!(names[2..5], ["stop", "qom-set", "migrate-set-capabilities"]);
+        let device = json!({"path": "/machine/peripheral/fs0", "property": "realized", "value": false});
+        assert_eq!(asked.lock().unwrap()[3].1, device);
     }
 
     #[tokio::test]

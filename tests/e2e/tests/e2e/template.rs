@@ -60,6 +60,17 @@ fn two_clones_are_clones_and_differ() {
         assert_ne!(one, two);
     }
     assert_eq!((words[0][2].as_str(), words[1][2].as_str()), ("one", "two"));
+    // Their guests knew the share: none had to find it.
+    for id in &ids {
+        let timeline = shop.call(&["timeline", "--format", "json", id]).ok().text();
+        let timeline: Value = serde_json::from_str(&timeline).unwrap();
+        let operations = timeline["operations"].as_array().unwrap().iter();
+        let mut spans = operations.flat_map(|operation| operation["spans"].as_array().unwrap());
+        assert!(
+            spans.any(|span| span["name"] == "give its device back"),
+            "{timeline:#}"
+        );
+    }
     // The wall clock: what the guest says lies between what the host says before and after.
     let before = now();
     let told = shop.call(&["exec", &ids[1], "busybox", "adjtimex"]).ok().text();
