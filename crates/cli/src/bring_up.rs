@@ -23,6 +23,7 @@ use bulkhead_shim::{Client, launch, offline};
 use clap::Args;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Options that `create` and `run` share.
 #[derive(Debug, Args)]
@@ -348,7 +349,7 @@ impl Site {
         if !self.own || !context.layout.sandbox(&self.sandbox).dir.exists() {
             return Ok(());
         }
-        match offline::remove(&context.layout, self.sandbox.clone()) {
+        match offline::remove(&context.layout, self.sandbox.clone(), Duration::ZERO) {
             // One is at work after all, on its way out.
             None => Ok(()),
             Some(one) if one.left.is_empty() => Ok(()),

@@ -15,10 +15,13 @@ use bulkhead_sandbox::{ContainerMap, Layout, SandboxPaths, SavedSandbox};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A state directory without a lock file is being made; older than this it was abandoned.
 const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Between two tries to take a lock that somebody has.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Takes the lock of a sandbox; it is held until the file is closed by every process that has it. (Not by
 /// `nix::fcntl::Flock`, which unlocks when dropped: a supervisor that inherited the file would lose the lock with it.)
@@ -33,6 +36,23 @@ pub fn lock(paths: &SandboxPaths) -> io::Result<File> {
         .open(paths.lock())?;
     file.try_lock()?;
     Ok(file)
+}
+
+/// [`lock`], tried until `within` has passed: a supervisor that was killed may have closed its sockets already and hold
+/// its lock a moment longer, while nothing else tells of it any more.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_within(paths: &SandboxPaths, within: Duration) -> io::Result<File> {
+    let end = Instant::now() + within;
+    loop {
+        match lock(paths) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                std::thread::sleep(RETRY);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// What gc did about one sandbox.
@@ -55,17 +75,17 @@ pub fn collect(layout: &Layout) -> Result<Vec<Collected>, Failure> {
         if !paths.lock().exists() && !abandoned(&paths) {
             continue;
         }
-        collected.extend(remove(layout, id));
+        collected.extend(remove(layout, id, Duration::ZERO));
     }
     forget_strays(layout);
     Ok(collected)
 }
 
-/// Removes everything of one sandbox; `None` when a supervisor has it, or there is none of the name.
+/// Removes everything of one sandbox; `None` when a supervisor still has it after `within`, or there is none of the name.
 #[must_use]
-pub fn remove(layout: &Layout, id: SandboxId) -> Option<Collected> {
+pub fn remove(layout: &Layout, id: SandboxId, within: Duration) -> Option<Collected> {
     let paths = layout.sandbox(&id);
-    let _lock = lock(&paths).ok()?;
+    let _lock = lock_within(&paths, within).ok()?;
     let left = sweep(&paths);
     forget(layout, &id);
     Some(Collected { sandbox: id, left })
@@ -149,5 +169,30 @@ fn forget(layout: &Layout, id: &SandboxId) {
             // One that stays is an entry without a sandbox: the next create of the id replaces it.
             let _ = map.remove(&container);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_let_go_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let id = SandboxId::new("a").unwrap();
+        let paths = layout.sandbox(&id);
+        std::fs::create_dir_all(&paths.dir).unwrap();
+        let held = lock(&paths).unwrap();
+        assert!(remove(&layout, id.clone(), Duration::ZERO).is_none());
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| remove(&layout, id.clone(), Duration::from_secs(60)));
+            // It has to come to its first try: without the wait it is over before the lock is let go.
+            std::thread::sleep(3 * RETRY);
+            drop(held);
+            let collected = removing.join().unwrap().unwrap();
+            assert_eq!(collected.left, Vec::<String>::new());
+        });
+        assert!(!paths.dir.exists());
     }
 }

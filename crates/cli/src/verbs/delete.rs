@@ -1,7 +1,7 @@
 //! `delete`: removes a container and everything it holds (C-15), then runs the poststop hooks (K-06).
 
 use super::Outcome;
-use crate::context::{BOOT, Context, unfinished};
+use crate::context::{BOOT, Context, QUICK, unfinished};
 use bulkhead_model::{ContainerId, ContainerSnapshot, Failure, FailureKind, ProcessKey, SandboxId, State};
 use bulkhead_sandbox::Command;
 use bulkhead_shim::hooks::HookKind;
@@ -80,7 +80,7 @@ fn without_supervisor(context: &Context, sandbox: SandboxId, why: Failure) -> Re
     context
         .report
         .debug(&format!("deleting without a supervisor: {why}"));
-    match offline::remove(&context.layout, sandbox) {
+    match offline::remove(&context.layout, sandbox, QUICK) {
         None => Err(why),
         Some(one) if one.left.is_empty() => Ok(()),
         Some(one) => Err(Failure::new(

@@ -76,10 +76,17 @@ fn remove(layout: &Layout, id: &ContainerId, sandbox: &SandboxId) -> Result<(), 
         }
     }
     end_supervisor(&paths.marker)?;
-    match offline::remove(layout, sandbox.clone()) {
+    match offline::remove(layout, sandbox.clone(), KILL_DEADLINE) {
         Some(one) if !one.left.is_empty() => Err(Failure::new(
             FailureKind::Internal,
             format!("sandbox {sandbox} left {}", one.left.join("; ")),
+        )),
+        None if paths.dir.exists() => Err(Failure::new(
+            FailureKind::FailedPrecondition,
+            format!(
+                "sandbox {sandbox}: {} is locked: expected its supervisor to be gone",
+                paths.lock().display()
+            ),
         )),
         _ => Ok(()),
     }
