@@ -13,10 +13,12 @@
 //! with the environment marker of its sandbox; called by `main`.
 
 mod confine;
+mod programs;
 
 use bulkhead_host::inherited::take_inherited;
 use confine::Confined;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use programs::Programs;
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
@@ -71,7 +73,7 @@ pub(crate) struct FsdArgs {
 /// Cache modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Cache {
-    /// Names and attributes for a second, contents while a file is open.
+    /// Names and attributes for a second, contents while a file is open; a program's until it changes.
     Auto,
     /// Everything, for good.
     Always,
@@ -177,6 +179,7 @@ pub(crate) fn run(arguments: &FsdArgs) -> Result<(), FsdError> {
     drop_capabilities()?;
     let fs =
         PassthroughFs::new(settings(arguments, guest_fd_limit, confined)).map_err(FsdError::FileSystem)?;
+    let fs = Programs::new(fs, arguments.cache == Cache::Auto);
     serve(fs, Listener::from(listener))
 }
 
@@ -205,7 +208,7 @@ fn settings(arguments: &FsdArgs, guest_fd_limit: u64, confined: Confined) -> Con
     }
 }
 
-fn serve(fs: PassthroughFs, mut listener: Listener) -> Result<(), FsdError> {
+fn serve(fs: Programs, mut listener: Listener) -> Result<(), FsdError> {
     let device = |e: &dyn std::fmt::Display| FsdError::Device(e.to_string());
     let backend = VhostUserFsBackendBuilder::default()
         .build(fs)

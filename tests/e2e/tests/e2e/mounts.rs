@@ -3,8 +3,10 @@
 
 use bulkhead_e2e::{Bundle, Lab, VERB, until};
 use serde_json::{Value, json};
-use std::os::unix::fs::symlink;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": options})
@@ -300,4 +302,68 @@ fn two_thousand_mounts() {
         .ok()
         .text();
     assert_eq!(text, "xx2000\n");
+}
+
+/// Bytes the daemon of a sandbox has read so far, proc(5).
+fn read_by_daemon(lab: &Lab, id: &str) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", lab.pid_of(id, "fsd"))).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    line.unwrap().parse().unwrap()
+}
+
+/// A program stays in the guest's memory from one start to the next, until it changes on the host.
+#[test]
+#[ignore = "needs a VM"]
+fn programs_are_read_once_and_seen_to_change() {
+    let lab = Lab::new();
+    let programs = directory(&lab, "programs");
+    let [binary, script] = ["busybox", "script"].map(|name| programs.join(name));
+    std::fs::copy("/bin/busybox", &binary).unwrap();
+    std::fs::write(&script, "#!/bin/sh\necho one\n").unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let bundle = with_mounts(
+        lab.bundle().script("exec sleep 600"),
+        vec![bind(&programs, "/programs", &["ro"])],
+    );
+    let id = lab.id();
+    lab.run_detached(&bundle, &id);
+    // Until then it may change once more without its times changing.
+    let settled = |path: &Path| {
+        let changed = Duration::new(path.metadata().unwrap().ctime().cast_unsigned(), 0);
+        until("its times are old", VERB, || {
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
+                > changed + Duration::from_secs(4)
+        });
+    };
+    let start = || {
+        let before = read_by_daemon(&lab, &id);
+        let _ = lab.call(&["exec", &id, "/programs/busybox", "true"]).run().ok();
+        read_by_daemon(&lab, &id) - before
+    };
+    settled(&script);
+    let first = start();
+    assert!(first > 100_000, "{first}");
+    let second = start();
+    assert!(second * 4 < first, "{first}, then {second}");
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&binary)
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
+    let third = start();
+    assert!(third * 2 > first, "{first}, then {third} when it had changed");
+
+    let says = || inside(&lab, &id, "/programs/script");
+    assert_eq!([says(), says()], ["one", "one"]);
+    std::fs::write(&script, "#!/bin/sh\necho two\n").unwrap();
+    assert_eq!(says(), "two");
+    // Of the same length, and right after it was read.
+    std::fs::write(&script, "#!/bin/sh\necho six\n").unwrap();
+    assert_eq!(says(), "six");
+    settled(&script);
+    assert_eq!([says(), says()], ["six", "six"]);
+    std::fs::write(&script, "#!/bin/sh\necho ten\n").unwrap();
+    assert_eq!(says(), "ten");
+    lab.delete(&id);
 }
