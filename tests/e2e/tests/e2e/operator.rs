@@ -50,7 +50,8 @@ fn inspect_and_logs_of_a_live_sandbox() {
     let bundle = lab.bundle().script("exec sleep 600");
     let id = lab.id();
     let debug = lab.dir().join("debug.toml");
-    let text = std::fs::read_to_string(Lab::config()).unwrap();
+    // A boot: what goes on from a template has had its console's output before.
+    let text = std::fs::read_to_string(lab.cold_config()).unwrap();
     std::fs::write(
         &debug,
         text.replacen("[hypervisor]\n", "[hypervisor]\nenable_debug = true\n", 1),
