@@ -1,6 +1,6 @@
 //! Bad input: an error that names the value, a non-zero exit, nothing left behind.
 
-use bulkhead_e2e::{Bundle, Lab, QUICK, VERB};
+use bulkhead_e2e::{Bundle, Lab, QUICK, VERB, until};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -517,6 +517,13 @@ fn interrupted_at_any_moment() {
         let running = lab.call(&["run", "--bundle", bundle.arg(), &lab.id()]).start();
         std::thread::sleep(Duration::from_millis(after_ms));
         running.signal(nix::sys::signal::Signal::SIGINT);
+        // Between its start and its trap the program loses the signal, as every process 1 does: then it gets another.
+        until("it ends, or is up", VERB, || {
+            !running.is_running() || running.stdout_so_far().contains("up")
+        });
+        if running.is_running() {
+            running.signal(nix::sys::signal::Signal::SIGINT);
+        }
         let outcome = running.wait();
         assert_ne!(outcome.status, 0, "after {after_ms} ms");
         let leaks = lab.leaks();
