@@ -7,6 +7,7 @@ mod blocks;
 mod kept;
 mod mounted;
 mod options;
+mod registers;
 mod watchable;
 
 pub(crate) use kept::KeptError;

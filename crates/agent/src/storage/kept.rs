@@ -14,6 +14,9 @@
 //! Owns: what is kept. Never: decides that it is to be kept (the host), or touches a device that was used. Called when the
 //! guest is configured.
 
+use super::registers::{
+    CONFIGURATION, FEATURES_OFFERED, FEATURES_TAKEN, QUEUES, Queue, Registers, capabilities,
+};
 use crate::modules::ModuleError;
 use crate::pci::children;
 use crate::steps::step;
@@ -32,37 +35,16 @@ const EVENT: &str = "/sys/firmware/acpi/interrupts/gpe01";
 /// For one that is there from the boot on.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Bytes of configuration space that are looked at.
-const CONFIGURATION: usize = 256;
 /// PCI 3.0, 6.1: registers of every function.
 const COMMAND: usize = 0x04;
 const CACHE_LINE: usize = 0x0c;
 const ADDRESSES: std::ops::Range<usize> = 0x10..0x28;
-const CAPABILITIES: usize = 0x34;
 /// Capabilities by number, and what is read of them.
-const VENDOR: u8 = 0x09;
 const EXPRESS: u8 = 0x10;
 const EXPRESS_CONTROL: usize = 8;
 const MSI_X: u8 = 0x11;
 const MSI_X_ON: u8 = 0x80;
 
-/// virtio 1.2, 4.1.4.3: the registers all devices have, by their place in the structure of type 1.
-const COMMON: u8 = 1;
-/// 4.1.4.9: the structure of type 5 is a window in configuration space to the others; its fields. The kernel lets nobody map
-/// the registers of a device with a driver (`CONFIG_IO_STRICT_DEVMEM`).
-const WINDOW: u8 = 5;
-const WINDOW_RESOURCE: u64 = 4;
-const WINDOW_OFFSET: u64 = 8;
-const WINDOW_LENGTH: u64 = 12;
-const WINDOW_DATA: u64 = 16;
-const FEATURES_OFFERED: (u32, u32) = (0, 4);
-const FEATURES_TAKEN: (u32, u32) = (8, 12);
-const QUEUES: u32 = 18;
-const STATUS: u32 = 20;
-const QUEUE: u32 = 22;
-const QUEUE_SIZE: u32 = 24;
-const QUEUE_ENABLE: u32 = 28;
-const QUEUE_RINGS: [u32; 6] = [32, 36, 40, 44, 48, 52];
 /// virtio 1.2, 2.1.
 const ACKNOWLEDGED: u8 = 1 | 2;
 const FEATURES_OK: u8 = 8;
@@ -100,15 +82,6 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeptErro
 
 fn unfit(what: &'static str) -> KeptError {
     KeptError::Device { what }
-}
-
-/// One queue, as its driver set it up.
-#[derive(Debug, PartialEq, Eq)]
-struct Queue {
-    number: u16,
-    size: u16,
-    /// Addresses of descriptors, driver and device area, low half first.
-    rings: [u32; 6],
 }
 
 /// What its driver told a device, and the ways to it: opened before the machine is saved, they are open in every clone.
@@ -181,112 +154,6 @@ fn bound(driver: &Path) -> Option<PathBuf> {
     let device = children(driver).find(|name| name.starts_with("virtio"))?;
     let device = fs::canonicalize(driver.join(device)).ok()?;
     device.parent().map(Path::to_owned)
-}
-
-/// Capabilities of a configuration space: number and place.
-fn capabilities(configuration: &[u8; CONFIGURATION]) -> impl Iterator<Item = (u8, usize)> {
-    let mut next = configuration[CAPABILITIES];
-    // Each takes four bytes at least: more of them than fit go round in circles.
-    (0..CONFIGURATION / 4).map_while(move |_| {
-        let at = usize::from(next & !3);
-        if at == 0 {
-            return None;
-        }
-        next = configuration[at + 1];
-        Some((configuration[at], at))
-    })
-}
-
-/// A structure of a device: where its capability is, and the resource and the offset it names.
-fn structure(configuration: &[u8; CONFIGURATION], wanted: u8) -> Option<(u64, u8, u32)> {
-    capabilities(configuration).find_map(|(number, at)| {
-        let (kind, resource) = (*configuration.get(at + 3)?, *configuration.get(at + 4)?);
-        let offset = configuration.get(at + 8..at + 12)?;
-        let offset = u32::from_le_bytes(offset.try_into().ok()?);
-        (number == VENDOR && kind == wanted).then_some((at as u64, resource, offset))
-    })
-}
-
-/// The registers all devices have, through the window of this one.
-#[derive(Debug)]
-struct Registers<S> {
-    /// Its configuration space.
-    space: S,
-    window: u64,
-    resource: u8,
-    offset: u32,
-}
-
-impl<S: FileExt> Registers<S> {
-    fn of(space: S, configuration: &[u8; CONFIGURATION]) -> Option<Self> {
-        let (window, ..) = structure(configuration, WINDOW)?;
-        let (_, resource, offset) = structure(configuration, COMMON)?;
-        Some(Self {
-            space,
-            window,
-            resource,
-            offset,
-        })
-    }
-
-    /// Has the window show the `length` bytes at a register.
-    fn show(&self, register: u32, length: u32) -> io::Result<()> {
-        let Self { space, window, .. } = self;
-        space.write_all_at(&[self.resource], window + WINDOW_RESOURCE)?;
-        space.write_all_at(&(self.offset + register).to_le_bytes(), window + WINDOW_OFFSET)?;
-        space.write_all_at(&length.to_le_bytes(), window + WINDOW_LENGTH)
-    }
-
-    fn read<const N: usize>(&self, register: u32) -> io::Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.show(register, N as u32)?;
-        self.space.read_exact_at(&mut bytes, self.window + WINDOW_DATA)?;
-        Ok(bytes)
-    }
-
-    fn write<const N: usize>(&self, register: u32, bytes: [u8; N]) -> io::Result<()> {
-        self.show(register, N as u32)?;
-        self.space.write_all_at(&bytes, self.window + WINDOW_DATA)
-    }
-
-    fn status(&self) -> io::Result<u8> {
-        self.read::<1>(STATUS).map(|[status]| status)
-    }
-
-    fn set_status(&self, status: u8) -> io::Result<()> {
-        self.write(STATUS, [status])
-    }
-
-    /// Both halves of a set of features.
-    fn features(&self, (select, value): (u32, u32)) -> io::Result<[u32; 2]> {
-        let half = |half: u32| {
-            self.write(select, half.to_le_bytes())?;
-            self.read(value).map(u32::from_le_bytes)
-        };
-        Ok([half(0)?, half(1)?])
-    }
-
-    fn queue(&self, number: u16) -> io::Result<Option<Queue>> {
-        self.write(QUEUE, number.to_le_bytes())?;
-        if u16::from_le_bytes(self.read(QUEUE_ENABLE)?) != 1 {
-            return Ok(None);
-        }
-        let mut rings = [0; QUEUE_RINGS.len()];
-        for (ring, register) in rings.iter_mut().zip(QUEUE_RINGS) {
-            *ring = u32::from_le_bytes(self.read(register)?);
-        }
-        let size = u16::from_le_bytes(self.read(QUEUE_SIZE)?);
-        Ok(Some(Queue { number, size, rings }))
-    }
-
-    fn set_queue(&self, queue: &Queue) -> io::Result<()> {
-        self.write(QUEUE, queue.number.to_le_bytes())?;
-        self.write(QUEUE_SIZE, queue.size.to_le_bytes())?;
-        for (ring, register) in queue.rings.iter().zip(QUEUE_RINGS) {
-            self.write(register, ring.to_le_bytes())?;
-        }
-        self.write(QUEUE_ENABLE, 1_u16.to_le_bytes())
-    }
 }
 
 impl Device {
@@ -381,6 +248,7 @@ impl<S: FileExt> Device<S> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::registers::*;
     use super::*;
     use std::os::unix::fs::symlink;
 
