@@ -11,7 +11,7 @@
 
 use crate::client::Client;
 use crate::containerd::Settings;
-use crate::offline::lock;
+use crate::offline::{RETRY, lock};
 use crate::words::{Ready, Words};
 use bulkhead_host::process::{MARKER, Spawn};
 use bulkhead_model::failure::chain;
@@ -29,9 +29,6 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where programs are looked for when the caller has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Between two tries to reach a supervisor that somebody else is starting.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// Descriptor on which a supervisor inherits the lock of its state directory.
 pub(crate) const LOCK_FD: i32 = 3;

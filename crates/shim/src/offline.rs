@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 /// A state directory without a lock file is being made; older than this it was abandoned.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// Between two tries to take a lock that somebody has.
-const RETRY: Duration = Duration::from_millis(20);
+/// Between two tries to take a lock that somebody has: one who is starting a supervisor, or a supervisor that ends.
+pub(crate) const RETRY: Duration = Duration::from_millis(20);
 
 /// Takes the lock of a sandbox; it is held until the file is closed by every process that has it. (Not by
 /// `nix::fcntl::Flock`, which unlocks when dropped: a supervisor that inherited the file would lose the lock with it.)
