@@ -92,6 +92,10 @@ pub async fn make(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<O
     match made {
         Ok(()) => {
             let _ = std::fs::remove_file(store.failure(&key));
+            if let Err(error) = remember(&identity, &store) {
+                let error = bulkhead_model::failure::chain(&error);
+                tracing::warn!(%key, error, "remembering the digests of its files");
+            }
             Ok(Outcome::Made(key))
         }
         Err(error) => {
@@ -103,6 +107,18 @@ pub async fn make(order: &Order, host: &dyn Platform, vmm: &dyn Vmm) -> Result<O
 }
 
 /// A template in the making.
+/// Files that were written just before, as by `guest build`, were too fresh for their digests to be remembered; by now they
+/// are old enough, and without that the next start would not know its template.
+fn remember(identity: &Identity, store: &TemplateStore) -> Result<(), TemplateError> {
+    let mut digests = Digests::load(&store.digests());
+    if identity.known(&digests).is_none() {
+        let _ = identity.learn(&mut digests)?;
+        let kept = store.digests();
+        digests.save(&kept).map_err(TemplateError::io("writing", kept))?;
+    }
+    Ok(())
+}
+
 struct Bench<'a> {
     store: &'a TemplateStore,
     key: &'a TemplateKey,
